@@ -1,0 +1,81 @@
+"""Fixtures that more than one test module shares."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def tiny_imagenet_root() -> Path:
+    """The folder that holds tiny-imagenet-200/, from DR_PLUGIN_TINY_IMAGENET; without it, tests skip."""
+    value = os.environ.get("DR_PLUGIN_TINY_IMAGENET")
+    if not value:
+        pytest.skip("set DR_PLUGIN_TINY_IMAGENET to the folder that holds tiny-imagenet-200/")
+    root = Path(value)
+    if not (root / "tiny-imagenet-200" / "train").is_dir():
+        pytest.fail(f"DR_PLUGIN_TINY_IMAGENET={value} holds no tiny-imagenet-200/train")
+    return root
+
+
+@pytest.fixture(scope="session")
+def make_tiny_imagenet() -> Callable[..., Path]:
+    """Write small learnable images in Tiny ImageNet's layout: ``make_tiny_imagenet(root, ...) -> root``.
+
+    A class is a colour and a direction of stripes, under noise; the first ``greyscale`` images of each
+    class and split have no colour. The lists are out of order and words.txt names other classes too, as the
+    real ones do.
+    """
+
+    def make(
+        root: Path,
+        classes: int = 4,
+        train: int = 12,
+        val: int = 4,
+        size: int = 64,
+        greyscale: int = 1,
+        seed: int = 0,
+    ) -> Path:
+        rng = np.random.default_rng(seed)
+        folder = Path(root) / "tiny-imagenet-200"
+        class_ids = [f"n{10_000_000 + 137 * number}" for number in range(classes)]
+
+        def write(path: Path, number: int, grey: bool) -> None:
+            image = Image.fromarray(_striped(rng, number, classes, size))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (image.convert("L") if grey else image).save(path, quality=90)
+
+        for number, class_id in enumerate(class_ids):
+            names = [f"{class_id}_{i}.JPEG" for i in range(train)]
+            for i, name in enumerate(names):
+                write(folder / "train" / class_id / "images" / name, number, i < greyscale)
+            boxes = "".join(f"{name}\t0\t0\t{size - 1}\t{size - 1}\n" for name in names)
+            (folder / "train" / class_id / f"{class_id}_boxes.txt").write_text(boxes)
+
+        annotations = ""
+        for i, j in enumerate(rng.permutation(classes * val)):
+            number, rank = divmod(int(j), val)
+            write(folder / "val" / "images" / f"val_{i}.JPEG", number, rank < greyscale)
+            annotations += f"val_{i}.JPEG\t{class_ids[number]}\t0\t0\t{size - 1}\t{size - 1}\n"
+        (folder / "val" / "val_annotations.txt").write_text(annotations)
+
+        (folder / "wnids.txt").write_text("".join(f"{class_id}\n" for class_id in reversed(class_ids)))
+        words = [f"{class_id}\tstripes {i}, pattern {i}\n" for i, class_id in enumerate(class_ids)]
+        (folder / "words.txt").write_text("n00001740\tentity\n" + "".join(words) + "n99999999\tthing\n")
+        return Path(root)
+
+    return make
+
+
+def _striped(rng: np.random.Generator, number: int, classes: int, size: int) -> np.ndarray:
+    """One (size, size, 3) uint8 image of class ``number``."""
+    turn = number / classes
+    colour = 0.5 + 0.4 * np.cos(2 * np.pi * (turn + np.arange(3) / 3))
+    rows, columns = np.mgrid[:size, :size] / size
+    along = rows * np.sin(np.pi * turn) + columns * np.cos(np.pi * turn)
+    stripes = 0.6 + 0.4 * np.sin(2 * np.pi * (4 * along + rng.random()))
+    image = stripes[..., None] * colour + rng.normal(0, 0.05, (size, size, 3))
+    return (image.clip(0, 1) * 255).astype(np.uint8)
