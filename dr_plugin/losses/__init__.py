@@ -1,0 +1,6 @@
+"""Losses: what a triplet costs. They are PML losses, for `loss_funcs={"metric_loss": ...}`."""
+
+from dr_plugin.losses.deep_ranking import DeepRankingLoss
+from dr_plugin.losses.memory import CrossBatchMemory
+
+__all__ = ["CrossBatchMemory", "DeepRankingLoss"]

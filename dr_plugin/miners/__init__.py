@@ -1,0 +1,5 @@
+"""Miners: which triplets of a batch. They are PML miners, for `mining_funcs={"tuple_miner": ...}`."""
+
+from dr_plugin.miners.uniform import UniformTripletMiner
+
+__all__ = ["UniformTripletMiner"]
