@@ -1,0 +1,297 @@
+"""How a data set becomes a pack on disk: its fingerprint, its decoding, and the two files.
+
+A pack is a folder with the array, `images-<fingerprint>.npy`, and `meta.json`, which is written last and
+makes it count. The array's name ties the two together: no meta.json is read with another build's images.
+"""
+
+import hashlib
+import json
+import operator
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import functional
+
+Progress = Callable[[str, int, int | None], None]
+Indices = Tensor | npt.NDArray[Any] | Sequence[int]
+Pixels = npt.NDArray[np.uint8]
+
+_FORMAT = 1  # part of the fingerprint: to be raised when the files or the way that pixels are made change
+_CHUNK = 16  # images that one task of the thread pool decodes
+_HASHED_ITEMS = 4096  # how many items a fingerprint reads at most where there are no files to look at
+_NAMED = 10  # how many undecodable images an error names
+
+
+class ImageSource(Protocol):
+    """What can be packed: items (PIL image or uint8 array or tensor, label), indexed from 0.
+
+    `labels` (or `targets`), `class_names` (or `classes`), `class_ids` and `paths` (or `samples`) are used
+    where they exist, one label and one path an item: our data sets and torchvision's `ImageFolder` have them.
+    """
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def __getitem__(self, index: int, /) -> tuple[Any, Any]:
+        """Image and label."""
+
+
+class Meta(TypedDict):
+    """What meta.json holds."""
+
+    format: int
+    fingerprint: str
+    bytes: int  # of the array's file: a truncated one is not taken for whole
+    labels: list[int]
+    class_names: list[str]
+    class_ids: list[str]
+
+
+class Source(NamedTuple):
+    """The items to pack, and how; `paths` and `labels` are those of the whole data set."""
+
+    dataset: ImageSource
+    indices: npt.NDArray[np.int64]
+    size: int | None
+    paths: list[str] | None
+    labels: npt.NDArray[np.int64] | None
+    class_names: list[str] | None
+    class_ids: list[str] | None
+
+    @classmethod
+    def of(cls, dataset: ImageSource, indices: Indices | None, size: int | None) -> "Source":
+        """Collect and check what the data set says of itself; nothing is decoded."""
+        count = len(dataset)
+        chosen = np.arange(count) if indices is None else checked_indices(indices, count)
+        if len(chosen) == 0:
+            raise ValueError("got no images to pack, expected at least one")
+        if size is not None and size < 1:
+            raise ValueError(f"size: got {size}, expected None or at least 1")
+        paths = getattr(dataset, "paths", None)
+        if paths is None and (samples := getattr(dataset, "samples", None)) is not None:
+            paths = [sample[0] for sample in samples]
+        labels = _first_attribute(dataset, "labels", "targets")
+        for name, values in (("paths", paths), ("labels", labels)):
+            if values is not None and len(values) != count:
+                raise ValueError(f"{name}: got {len(values)} for {count} images, expected one each")
+        return cls(
+            dataset,
+            chosen,
+            size,
+            None if paths is None else [os.fspath(path) for path in paths],
+            None if labels is None else np.asarray(labels, dtype=np.int64),
+            _names(_first_attribute(dataset, "class_names", "classes")),
+            _names(_first_attribute(dataset, "class_ids", "classes")),
+        )
+
+    def fingerprint(self) -> str:
+        """A hash that changes when what would be packed changes."""
+        kind = type(self.dataset)
+        transforms = [repr(getattr(self.dataset, name, None)) for name in ("transform", "target_transform")]
+        about = [_FORMAT, kind.__module__, kind.__qualname__, len(self.dataset), self.size, transforms]
+        digest = hashlib.sha256(json.dumps([*about, self.class_names, self.class_ids]).encode())
+        digest.update(self.indices.tobytes())
+        if self.labels is not None:
+            digest.update(self.labels[self.indices].tobytes())
+        if self.paths is not None:
+            paths = [self.paths[index] for index in self.indices]
+            # Paths count below their common folder: moving that folder changes nothing.
+            common = len(os.path.commonpath({os.path.dirname(path) for path in paths}))
+            for path in paths:
+                stat = os.stat(path)
+                digest.update(b"%s\0%d\0%d\0" % (os.fsencode(path[common:]), stat.st_size, stat.st_mtime_ns))
+        else:
+            count = len(self.indices)
+            spaced = np.linspace(0, count - 1, min(count, _HASHED_ITEMS), dtype=np.int64)
+            for index in self.indices[spaced].tolist():
+                pixels, label = self.decode(index)
+                digest.update(repr((pixels.shape, label)).encode() + pixels.tobytes())
+        return digest.hexdigest()
+
+    def decode(self, index: int) -> tuple[Pixels, int]:
+        """The pixels (3, H, W) and the label of one item."""
+        try:
+            image, label = self.dataset[index]
+            image, label = _rgb(image), operator.index(label)
+            if label < 0 or (self.class_names is not None and label >= len(self.class_names)):
+                raise ValueError(f"got label {label}, expected 0 to the number of class names - 1")
+            if self.size is not None:
+                image = functional.center_crop(functional.resize(image, [self.size]), [self.size])
+            return np.asarray(image).transpose(2, 0, 1), label
+        except Exception as error:  # whatever a data set raises, the file that it raises for has to be named
+            name = self.name(index)
+            raise ValueError(str(error) if name in str(error) else f"{name}: {error}") from error
+
+    def decode_all(self, workers: int) -> Iterator[tuple[Pixels, int] | ValueError]:
+        """Every item in order, or why it cannot be had; threads run a bounded number of chunks ahead."""
+        indices = self.indices.tolist()
+        chunks = (indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK))
+        if workers == 1:
+            for chunk in chunks:
+                yield from self._decode_chunk(chunk)
+            return
+        with ThreadPoolExecutor(workers) as pool:
+            ahead: deque[Future[list[tuple[Pixels, int] | ValueError]]] = deque()
+            for chunk in chunks:
+                ahead.append(pool.submit(self._decode_chunk, chunk))
+                if len(ahead) > 2 * workers:
+                    yield from ahead.popleft().result()
+            for future in ahead:
+                yield from future.result()
+
+    def _decode_chunk(self, indices: list[int]) -> list[tuple[Pixels, int] | ValueError]:
+        items: list[tuple[Pixels, int] | ValueError] = []
+        for index in indices:
+            try:
+                items.append(self.decode(index))
+            except ValueError as error:
+                items.append(error)
+        return items
+
+    def name(self, index: int) -> str:
+        """What an error calls this item."""
+        return f"item {index}" if self.paths is None else self.paths[index]
+
+
+def write_pack(
+    source: Source, folder: Path, fingerprint: str, progress: Progress | None, workers: int
+) -> None:
+    """Make the folder hold this source's pack and no other; the caller holds the folder's lock."""
+    images = _images_file(folder, fingerprint)
+    temporary = images.with_suffix(".partial")
+    try:
+        labels = _write_images(temporary, source, progress, workers)
+        os.replace(temporary, images)
+    finally:
+        temporary.unlink(missing_ok=True)
+    class_names = source.class_names or source.class_ids or [str(label) for label in range(max(labels) + 1)]
+    meta = Meta(
+        format=_FORMAT,
+        fingerprint=fingerprint,
+        bytes=images.stat().st_size,
+        labels=labels,
+        class_names=class_names,
+        class_ids=source.class_ids or class_names,
+    )
+    temporary = folder / "meta.partial"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(meta, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / "meta.json")
+    for path in folder.glob("images-*"):  # an older pack, or what a killed build left
+        if path != images:
+            path.unlink()
+
+
+def _write_images(path: Path, source: Source, progress: Progress | None, workers: int) -> list[int]:
+    """Write the .npy file and return the labels.
+
+    By plain sequential writes, not through a map: a full disk is then an OSError and not a SIGBUS.
+    """
+    labels: list[int] = []
+    failures: list[ValueError] = []
+    count = len(source.indices)
+    shape: tuple[int, ...] = ()
+    with open(path, "wb") as file:
+        for done, item in enumerate(source.decode_all(workers), start=1):
+            if isinstance(item, ValueError):
+                failures.append(item)  # and decode on, to name all that fail
+            else:
+                pixels, label = item
+                if not shape:
+                    shape = pixels.shape
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+                    np.lib.format.write_array_header_1_0(file, header)
+                if pixels.shape != shape:
+                    name = source.name(source.indices.item(done - 1))
+                    raise ValueError(_other_size(name, pixels.shape, shape))
+                file.write(pixels.tobytes())
+                labels.append(label)
+            if progress is not None and (done % _CHUNK == 0 or done == count):
+                progress("packing images", done, count)
+        file.flush()
+        os.fsync(file.fileno())
+    if failures:
+        named = "; ".join(str(error) for error in failures[:_NAMED])
+        more = f"; and {len(failures) - _NAMED} more" if len(failures) > _NAMED else ""
+        message = f"{len(failures)} of {count} images cannot be packed: {named}{more}"
+        raise ValueError(message) from failures[0]
+    return labels
+
+
+def read_pack(folder: Path) -> Meta:
+    """What meta.json says; ValueError unless it and the array that it names are one whole pack."""
+    try:
+        meta: Meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        found = _images_file(folder, meta["fingerprint"]).stat().st_size
+        whole = meta["format"] == _FORMAT and meta["bytes"] == found
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder}: got no whole pack ({error}): make one with PackedImages.build"
+        ) from error
+    if not whole:
+        raise ValueError(f"{folder}: got a pack that is truncated or of another format: build it again")
+    return meta
+
+
+def map_images(folder: Path, fingerprint: str) -> Pixels:
+    """The read-only memory map of the array (N, 3, H, W)."""
+    images: Pixels = np.load(_images_file(folder, fingerprint), mmap_mode="r", allow_pickle=False)
+    return images.view(np.ndarray)
+
+
+def checked_indices(indices: Indices, count: int) -> npt.NDArray[np.int64]:
+    """The indices as (B,) int64, all of them in 0..count-1."""
+    chosen = indices.cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)
+    if chosen.size == 0:
+        chosen = chosen.astype(np.int64)  # an empty list has no integer type
+    if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
+        raise ValueError(
+            f"indices: got {chosen.dtype} of shape {chosen.shape}, expected integers of shape (B,)"
+        )
+    outside = (chosen < 0) | (chosen >= count)
+    if outside.any():
+        raise IndexError(f"indices: got {chosen[outside][0]}, expected 0 to {count - 1}")
+    return chosen.astype(np.int64)
+
+
+def _images_file(folder: Path, fingerprint: str) -> Path:
+    return folder / f"images-{fingerprint[:16]}.npy"
+
+
+def _rgb(image: Any) -> Image.Image:
+    """The image as 8-bit RGB; greyscale becomes three equal channels."""
+    if isinstance(image, Tensor):
+        image = image.numpy()
+        image = image.transpose(1, 2, 0) if image.ndim == 3 else image  # a tensor has its channels first
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,)):
+            raise ValueError(f"got {image.dtype} pixels {image.shape}, expected uint8 with 1 or 3 channels")
+        image = Image.fromarray(image[:, :, 0] if image.shape[2:] == (1,) else image)
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"got {type(image).__name__}, expected a PIL image or a uint8 array or tensor")
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"got {image.mode!r} pixels, expected 8 bits a channel: convert the images first")
+    return image.convert("RGB")
+
+
+def _other_size(name: str, shape: Sequence[int], expected: Sequence[int]) -> str:
+    got, want = (f"{height} x {width} pixels" for _, height, width in (shape, expected))
+    return f"{name}: got {got}, expected {want} as in the first image: pass size to make all images one size"
+
+
+def _first_attribute(dataset: ImageSource, *names: str) -> Any:
+    return next((value for name in names if (value := getattr(dataset, name, None)) is not None), None)
+
+
+def _names(names: Any) -> list[str] | None:
+    return None if names is None else [str(name) for name in names]
