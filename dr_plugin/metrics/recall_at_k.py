@@ -1,0 +1,36 @@
+"""Recall at k, in retrieval's sense."""
+
+from torch import Tensor
+
+from dr_plugin.metrics.matches import Reduction, averaged, right_neighbors
+
+
+def recall_at_k(
+    neighbor_labels: Tensor, query_labels: Tensor, k: int, *, reduction: Reduction = "mean"
+) -> Tensor:
+    """Fraction of the queries that have at least one image of their class among the k nearest.
+
+    R@k = 1/Q sum_q [some neighbour i <= k has the label of q]
+
+    This is metric learning's R@1, R@2, R@4, ..., not the share of all relevant images that were found; it
+    is never below precision at the same k, and at k = 1 the two are equal.
+
+    Args:
+        neighbor_labels: Labels of each query's neighbours, nearest first.
+        query_labels: Labels of the queries; integers of any size.
+        k: How many neighbours to look at, 1..K.
+        reduction: As in ``precision_at_k``.
+    Shape:
+        (Q, K) and (Q,) integer -> () for "mean", (Q,) for "none", (C,) for "class", float32.
+    Raises:
+        ValueError: if k > K or k < 1, there is no query, the shapes do not fit, labels are not integers.
+    Example:
+        >>> import torch
+        >>> neighbor_labels = torch.tensor([[7, 7, 3], [5, 3, 7]])
+        >>> recall_at_k(neighbor_labels, torch.tensor([7, 3]), k=1)
+        tensor(0.5000)
+        >>> recall_at_k(neighbor_labels, torch.tensor([7, 3]), k=2)
+        tensor(1.)
+    """
+    right = right_neighbors(neighbor_labels, query_labels, k)
+    return averaged(right.any(1).long(), 1, query_labels, reduction)
