@@ -1,0 +1,148 @@
+"""From a stage of a recipe to its trainer: models, miner, loss, optimizers and schedules put together."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.transforms import v2
+
+from . import build, checkpoint
+from .context import Context
+from .data import batch_augment
+from .recipe import RankingStage, Recipe, RecipeError, SoftmaxStage, Stage
+from .trainer import RankingTrainer, SoftmaxTrainer, StageTrainer
+
+
+def build_trainer(context: Context, index: int, trunk: nn.Module) -> StageTrainer:
+    """The trainer of stage ``index``, on the run's device, without hooks.
+
+    Raises:
+        RecipeError: if the trunk lacks what the stage asks for.
+    """
+    recipe, stage = context.recipe, context.recipe.stages[index]
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    trunk = trunk.to(context.device).to(memory_format=layout)
+    common: dict[str, Any] = {
+        "augment": batch_augment(recipe, stage.augment),
+        "seed": recipe.seed + 2 * index,
+        "precision": recipe.precision,
+        "gradient_clip": stage.gradient_clip,
+        "averaged_decay": stage.averaged_weights.decay if stage.averaged_weights else None,
+        "max_steps": _max_steps(context, stage),
+        "freeze_trunk_batchnorm": stage.freeze_batchnorm,
+        "batch_size": stage.batch_size,
+        "dataset": context.data.train.subset(context.data.fit),
+        "data_device": context.device,
+    }
+    if isinstance(stage, RankingStage):
+        trainer = _ranking_trainer(context, stage, trunk, common)
+    else:
+        trainer = _softmax_trainer(context, stage, trunk, common)
+    _add_schedulers(trainer, stage)
+    return trainer
+
+
+def initial_trunk(recipe: Recipe) -> nn.Module:
+    """The trunk as training finds it; the same weights at each call."""
+    checkpoint.seed_everything(recipe.seed)
+    return build.build_trunk(recipe)
+
+
+def planned_steps(trainer: StageTrainer, stage: Stage) -> int:
+    """Steps that the stage will take, limits included."""
+    whole = stage.epochs * trainer.steps_per_epoch
+    return whole if trainer.max_steps is None else min(whole, trainer.max_steps)
+
+
+def _max_steps(context: Context, stage: Stage) -> int | None:
+    limits = context.recipe.limits
+    images = None if limits.images is None else math.ceil(limits.images / stage.batch_size)
+    return min((limit for limit in (limits.steps, images) if limit is not None), default=None)
+
+
+def _ranking_trainer(
+    context: Context, stage: RankingStage, trunk: nn.Module, common: dict[str, Any]
+) -> StageTrainer:
+    recipe, dataset = context.recipe, common["dataset"]
+    size = _output_size(trunk, common["augment"].image_size, context.device)
+    loss = build.build_loss(stage, num_classes=context.data.num_classes, embedding_size=size).to(
+        context.device
+    )
+    optimizers = {"trunk_optimizer": build.build_optimizer(stage.optimizer, trunk.parameters())}
+    if any(True for _ in loss.parameters()):
+        slot = stage.loss_optimizer or stage.optimizer
+        optimizers["metric_loss_optimizer"] = build.build_optimizer(slot, loss.parameters())
+    miner = build.build_miner(stage, recipe)
+    if recipe.compile:
+        trunk.compile()
+    return RankingTrainer(
+        models={"trunk": trunk},
+        optimizers=optimizers,
+        loss_funcs={"metric_loss": loss},
+        mining_funcs={} if miner is None else {"tuple_miner": miner},
+        sampler=build.build_sampler(stage, dataset.labels, recipe),
+        **common,
+    )
+
+
+def _softmax_trainer(
+    context: Context, stage: SoftmaxStage, trunk: nn.Module, common: dict[str, Any]
+) -> StageTrainer:
+    features = trunk
+    if stage.features == "convnet":
+        if not isinstance(getattr(trunk, "convnet", None), nn.Module):
+            raise RecipeError(
+                f"stages.{stage.name}.features: got convnet, but {type(trunk).__name__} has no part of that name; "
+                "set features: embedding"
+            )
+        features = trunk.get_submodule("convnet")
+    size = _output_size(features, common["augment"].image_size, context.device)
+    classifier = nn.Linear(size, context.data.num_classes).to(context.device)
+    parameters = [*trunk.parameters(), *classifier.parameters()]
+    if context.recipe.compile:
+        features.compile()
+    return SoftmaxTrainer(
+        features=features,
+        mix=_mix(stage, context.data.num_classes),
+        models={"trunk": trunk, "classifier": classifier},
+        optimizers={"trunk_optimizer": build.build_optimizer(stage.optimizer, parameters)},
+        loss_funcs={"classifier_loss": nn.CrossEntropyLoss(label_smoothing=stage.label_smoothing)},
+        **common,
+    )
+
+
+def _mix(stage: SoftmaxStage, num_classes: int) -> nn.Module | None:
+    """CutMix, MixUp or, where both are asked for, one of them drawn for each batch."""
+    kinds: list[nn.Module] = []
+    if stage.cutmix is not None:
+        kinds.append(v2.CutMix(num_classes=num_classes, alpha=stage.cutmix))
+    if stage.mixup is not None:
+        kinds.append(v2.MixUp(num_classes=num_classes, alpha=stage.mixup))
+    if not kinds:
+        return None
+    mix: nn.Module = kinds[0] if len(kinds) == 1 else v2.RandomChoice(kinds)
+    return mix
+
+
+def _add_schedulers(trainer: StageTrainer, stage: Stage) -> None:
+    """One schedule an optimizer, under the keys that PML steps by iteration or by epoch."""
+    if stage.scheduler is None:
+        return
+    by_step = stage.scheduler_interval == "step"
+    suffix = "_scheduler_by_iteration" if by_step else "_scheduler_by_epoch"
+    total = planned_steps(trainer, stage)
+    if not by_step:
+        total = math.ceil(total / trainer.steps_per_epoch)
+    for key, optimizer in trainer.optimizers.items():
+        name = key.removesuffix("_optimizer") + suffix
+        trainer.lr_schedulers[name] = build.build_scheduler(stage.scheduler, optimizer, total)
+
+
+@torch.no_grad()
+def _output_size(module: nn.Module, image_size: int, device: torch.device) -> int:
+    """D of the vectors (B, D) that a module gives for the run's images."""
+    was_training = module.training
+    size = int(module.eval()(torch.zeros(1, 3, image_size, image_size, device=device)).shape[1])
+    module.train(was_training)
+    return size

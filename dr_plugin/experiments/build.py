@@ -1,0 +1,154 @@
+"""From a recipe's slots to objects, with what only the run knows put in."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import Dataset, Sampler
+
+from .families import find
+from .problems import Problem, RecipeError, dotted
+from .schema import RankingStage, Recipe, Slot
+from .slots import BuildError, Supply, plan
+
+
+def build_dataset(recipe: Recipe, split: str) -> Dataset[Any]:
+    """The recipe's data set; ``split`` is ``"train"`` or ``"val"``, which other families call ``"test"``.
+
+    Raises:
+        RecipeError: as all functions here, if the slot's class refuses its arguments.
+    """
+    slot = recipe.data.dataset
+    dataset: Any = _build("dataset", slot, dataset_supply(slot, split))
+    _name_as_ours(slot, dataset)
+    return dataset  # type: ignore[no-any-return]
+
+
+def build_trunk(recipe: Recipe) -> nn.Module:
+    """The recipe's trunk, with new weights or those that its slot names."""
+    trunk: nn.Module = _build("trunk", recipe.trunk, trunk_supply(recipe))
+    return trunk
+
+
+def build_sampler(stage: RankingStage, labels: Tensor, recipe: Recipe) -> Sampler[Any] | None:
+    """The stage's sampler of the images with these labels (N,); None where the recipe leaves it out."""
+    if stage.sampler is None:
+        return None
+    sampler: Sampler[Any] = _build("sampler", stage.sampler, sampler_supply(stage, labels, recipe))
+    return sampler
+
+
+def build_miner(stage: RankingStage, recipe: Recipe) -> nn.Module | None:
+    """The stage's miner; None where the recipe leaves it out."""
+    if stage.miner is None:
+        return None
+    miner: nn.Module = _build("miner", stage.miner, Supply({"seed": recipe.seed}))
+    return miner
+
+
+def build_loss(stage: RankingStage, num_classes: int, embedding_size: int) -> nn.Module:
+    """The stage's loss for embeddings (B, embedding_size) of so many classes."""
+    loss: nn.Module = _build("loss", stage.loss, loss_supply(num_classes, embedding_size))
+    return loss
+
+
+def build_optimizer(slot: Slot, params: Iterable[Any]) -> Optimizer:
+    """The optimizer of these parameters, or parameter groups."""
+    optimizer: Optimizer = _build("optimizer", slot, Supply({"params": params}))
+    return optimizer
+
+
+def build_scheduler(slot: Slot, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    """The scheduler of ``optimizer`` that will be stepped ``total_steps`` times."""
+    scheduler: LRScheduler = _build("scheduler", slot, scheduler_supply(slot, optimizer, total_steps))
+    planned = getattr(scheduler, "total_steps", None)
+    if isinstance(planned, int) and planned < total_steps:
+        raise RecipeError(
+            f"{slot.place}: got a schedule of {planned} steps, expected at least the stage's {total_steps}; "
+            "leave total_steps, epochs and steps_per_epoch out to have it fit"
+        )
+    return scheduler
+
+
+def dataset_supply(slot: Slot, split: str) -> Supply:
+    """``split`` in the words of the class: PML's say test for val, torchvision's may ask ``train=True``."""
+    is_pml = find("dataset", slot.type).__module__.startswith("pytorch_metric_learning.")
+    return Supply({"split": "test" if is_pml and split == "val" else split, "train": split == "train"})
+
+
+def _name_as_ours(slot: Slot, dataset: Any) -> None:
+    """Give PML's and torchvision's data sets the attributes of ours, from ``targets`` and ``classes``."""
+    if getattr(dataset, "labels", None) is None:
+        if getattr(dataset, "targets", None) is None:
+            raise RecipeError(
+                f"{slot.place}: {slot.type} has neither labels nor targets, expected a label an image"
+            )
+        dataset.labels = torch.as_tensor(dataset.targets).tolist()
+    if getattr(dataset, "class_ids", None) is None:
+        names = getattr(dataset, "classes", None) or range(max(dataset.labels, default=-1) + 1)
+        dataset.class_ids = [str(name) for name in names]
+    if getattr(dataset, "class_names", None) is None:
+        dataset.class_names = dataset.class_ids
+
+
+def trunk_supply(recipe: Recipe) -> Supply:
+    """The size of the images that the trunk will see."""
+    return Supply({"input_size": recipe.data.image_size}, {"input_size": "as data.image_size"})
+
+
+def sampler_supply(stage: RankingStage, labels: Tensor, recipe: Recipe) -> Supply:
+    """An epoch is as long as the data set, also for PML's samplers, whose own default is 100,000 images."""
+    return Supply(
+        {
+            "labels": labels,
+            "data_source": labels,
+            "batch_size": stage.batch_size,
+            "length_before_new_iter": len(labels),
+            "seed": recipe.seed,
+            "generator": torch.Generator().manual_seed(recipe.seed),
+        }
+    )
+
+
+def loss_supply(num_classes: int, embedding_size: int) -> Supply:
+    """The sizes of what a loss with weights of its own will see."""
+    values = {"num_classes": num_classes, "embedding_size": embedding_size}
+    return Supply(
+        values, {"num_classes": "the number of classes", "embedding_size": "the trunk's embedding_size"}
+    )
+
+
+def scheduler_supply(slot: Slot, optimizer: Optimizer, total_steps: int) -> Supply:
+    """The whole stage as the schedule's length, and the optimizer's own learning rates as the highest."""
+    values: dict[str, Any] = {
+        "optimizer": optimizer,
+        "T_max": total_steps,
+        "max_lr": [float(group["lr"]) for group in optimizer.param_groups],
+    }
+    # OneCycleLR would ignore these two beside total_steps.
+    if not {"epochs", "steps_per_epoch"} & slot.arguments.keys():
+        values["total_steps"] = total_steps
+    return Supply(values)
+
+
+def _build(kind: str, slot: Slot, supply: Supply) -> Any:
+    problems: list[Problem] = []
+    part = plan(kind, {"type": slot.type, **slot.arguments}, (), supply, problems)
+    try:
+        if part is not None:
+            return part.build()
+    except BuildError as error:
+        problems.append(error.problem)
+        raise _error(slot, problems) from error
+    raise _error(slot, problems)
+
+
+def _error(slot: Slot, problems: list[Problem]) -> RecipeError:
+    lines = []
+    for item in problems:
+        inner = f".{dotted(item.key)}" if item.key else ""
+        lines.append(f"{slot.place}{inner}: {item.text}")
+    return RecipeError(*lines)

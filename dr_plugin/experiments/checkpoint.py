@@ -1,0 +1,115 @@
+"""Checkpoints: one file written atomically, loaded without pickle, holding all that a run needs to go on.
+
+A checkpoint is a dictionary of tensors and plain values under ``{"format": 1, ...}``, so that
+``torch.load(weights_only=True)`` reads it and a hostile file cannot run code.
+"""
+
+import pickle
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .atomic import replacing
+
+FORMAT = 1
+_PLAIN = (bool, int, float, torch.Tensor)
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write ``state`` to ``path`` atomically."""
+    with replacing(path) as file:
+        torch.save({"format": FORMAT, **state}, file)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint written by :func:`save` onto the CPU.
+
+    Raises:
+        ValueError: if the file is missing, damaged, holds anything but tensors and plain values, or is of
+            another format.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path}: no checkpoint here; expected the folder of a run that was started before"
+        ) from None
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{path}: not a readable checkpoint ({reason}); it is damaged or not one of ours"
+        ) from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"{path}: got checkpoint format {found!r}, expected {FORMAT}")
+    return state
+
+
+def generators_state() -> dict[str, Any]:
+    """The states of Python's, numpy's and torch's global generators as plain values and tensors.
+
+    PML's samplers and miners draw from the global generators, so an exact resume needs them all.
+    """
+    version, keys, gauss = random.getstate()
+    legacy: tuple[Any, ...] = np.random.get_state()  # type: ignore[assignment]  # noqa: NPY002 - PML's generator
+    name, words, position, has_gauss, cached = legacy
+    state: dict[str, Any] = {
+        "python": [version, list(keys), gauss],
+        "numpy": [
+            name,
+            torch.from_numpy(words.astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_generators(state: Mapping[str, Any]) -> None:
+    """Set the global generators as :func:`generators_state` found them; GPU states only where they fit."""
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    name, words, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, words.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators, which PML's samplers and miners and torch's dropout draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the generator that PML draws from
+    torch.manual_seed(seed)
+
+
+def module_state(module: torch.nn.Module) -> dict[str, Any]:
+    """A module's ``state_dict`` and, beside it, the plain attributes that ``state_dict`` leaves out.
+
+    PML keeps the state of a miner or loss partly in plain attributes: ``CrossBatchMemory`` its queue position, for
+    example. Numbers, booleans and tensors among the attributes of each submodule are saved too.
+    """
+    attributes = {
+        f"{name}\n{key}": value.detach().clone() if isinstance(value, torch.Tensor) else value
+        for name, child in module.named_modules()
+        for key, value in vars(child).items()
+        if isinstance(value, _PLAIN) and key != "training"
+    }
+    return {"state_dict": module.state_dict(), "attributes": attributes}
+
+
+def load_module_state(module: torch.nn.Module, state: Mapping[str, Any]) -> None:
+    """Restore what :func:`module_state` saved."""
+    module.load_state_dict(state["state_dict"])
+    children = dict(module.named_modules())
+    for path, value in state["attributes"].items():
+        name, key = path.split("\n")
+        setattr(children[name], key, value)

@@ -1,0 +1,58 @@
+"""What all parts of a run share: its recipe, folder, data, device, journal and reporter."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import checkpoint
+from .data import RunData, batch_augment
+from .evaluate import Embedder
+from .journal import Journal, Reporter
+from .recipe import Recipe
+
+
+@dataclass
+class Context:
+    """What all stages of a run share."""
+
+    recipe: Recipe
+    folder: Path
+    data: RunData
+    device: torch.device
+    reporter: Reporter
+    journal: Journal
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to resume from."""
+        return self.folder / "checkpoint" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """The best trunk by selection precision, of the present stage."""
+        return self.folder / "checkpoint" / "best.pt"
+
+    def embedder(self) -> Embedder:
+        """Embeds packed images as the recipe's evaluation asks."""
+        return Embedder(
+            batch_augment(self.recipe),
+            self.device,
+            self.recipe.precision,
+            self.recipe.evaluation.batch_size,
+            self.reporter.update,
+        )
+
+    def save(self, stage: int, finished: list[dict[str, Any]], state: dict[str, Any]) -> None:
+        """Write ``last.pt``: the state of the running stage, the summaries of those before, the journal's position."""
+        checkpoint.save(
+            self.last,
+            {
+                **state,
+                "stage": stage,
+                "finished": finished,
+                "journal_size": self.journal.size(),
+                "seconds": self.journal.seconds,
+            },
+        )

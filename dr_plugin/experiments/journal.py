@@ -1,0 +1,90 @@
+"""What a run says while it goes: metrics.jsonl, TensorBoard where it is asked for, and the reporter's contract."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Reporter(Protocol):
+    """Shows a person how a run goes; the command line has one for terminals and one for plain lines."""
+
+    def update(self, task: str, done: int, total: int | None, **figures: float) -> None:
+        """``done`` of ``total`` units of ``task`` are done; ``figures`` are shown beside it."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line of its own."""
+
+
+class SilentReporter:
+    """Shows nothing: for use as a library and in tests."""
+
+    def update(self, task: str, done: int, total: int | None, **figures: float) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+
+class Journal:
+    """Appends records to ``metrics.jsonl``; a resumed run cuts it back to where its checkpoint stood.
+
+    Args:
+        folder: The run's folder.
+        size: Bytes to keep of an earlier file; 0 starts anew.
+        tensorboard: Also write the figures for TensorBoard, under ``folder/tensorboard``.
+        seconds: The run's age so far, from its checkpoint.
+    Raises:
+        ValueError: if TensorBoard is asked for and not installed.
+    """
+
+    def __init__(
+        self, folder: Path, *, size: int = 0, tensorboard: bool = False, seconds: float = 0.0
+    ) -> None:
+        self.path = folder / "metrics.jsonl"
+        self._file = open(self.path, "ab")  # noqa: SIM115 - kept open for the length of the run
+        self._file.truncate(size)
+        self._writer = _tensorboard_writer(folder) if tensorboard else None
+        self._start = time.perf_counter() - seconds
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the run has worked, those before a resume included."""
+        return time.perf_counter() - self._start
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record, with the run's age as ``time_s``."""
+        record = {**record, "time_s": round(self.seconds, 3)}
+        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.flush()
+        if self._writer is not None:
+            for key, value in record.items():
+                if isinstance(value, float):
+                    self._writer.add_scalar(f"{record['stage']}/{key}", value, record["step"])
+
+    def size(self) -> int:
+        """Bytes written so far, all of them safely on disk."""
+        os.fsync(self._file.fileno())
+        return self._file.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_journal(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's ``metrics.jsonl``."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _tensorboard_writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError(
+            "tensorboard: true needs TensorBoard, which is not installed; pip install 'dr-plugin[tensorboard]'"
+        ) from None
+    return SummaryWriter(str(folder / "tensorboard"))

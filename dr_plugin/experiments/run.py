@@ -1,0 +1,84 @@
+"""One experiment from recipe to report, in a folder that holds all it takes to repeat, resume and judge it."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from . import checkpoint
+from .assemble import initial_trunk
+from .atomic import write_json, write_text
+from .conclude import Result, conclude
+from .context import Context
+from .data import load_data
+from .environment import environment, pick_device
+from .journal import Journal, Reporter, SilentReporter
+from .recipe import Recipe, RecipeError
+from .stage import StageRun
+
+
+def run_experiment(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> Result:
+    """Train the recipe's stages, evaluate, and write the report into ``folder``.
+
+    Args:
+        recipe: A validated recipe.
+        folder: The run's folder; must not hold a run yet, unless ``resume``.
+        device: "auto" (a GPU where there is one) or a torch device.
+        resume: Go on from ``folder/checkpoint/last.pt``, to the same numbers as an uninterrupted run.
+        reporter: Shows progress; None shows nothing.
+    Raises:
+        ValueError: if the folder, device or data do not fit.
+        TrainingError: if the loss or a weight is no longer finite.
+    """
+    reporter = reporter or SilentReporter()
+    chosen = pick_device(device)
+    state = _checked_folder(folder, resume)
+    data = load_data(recipe, reporter.update)
+    if not resume:  # only now: a recipe whose data are not there leaves no folder behind
+        write_text(folder / "recipe.yaml", recipe.to_yaml())
+    size, seconds = (state["journal_size"], state["seconds"]) if state else (0, 0.0)
+    journal = Journal(folder, size=size, tensorboard=recipe.tensorboard, seconds=seconds)
+    try:
+        context = Context(recipe, folder, data, chosen, reporter, journal)
+        write_json(folder / "environment.json", environment(chosen, recipe))
+        trunk = initial_trunk(recipe)
+        stages = _train(context, trunk, state)
+        return conclude(context, trunk, stages)
+    finally:
+        journal.close()
+
+
+def _checked_folder(folder: Path, resume: bool) -> dict[str, Any] | None:
+    """The checkpoint to resume from; None starts from scratch, in a folder that is seen to be free."""
+    if resume:
+        if not (folder / "recipe.yaml").is_file():
+            raise RecipeError(
+                f"--resume: {folder} holds no recipe.yaml, expected the folder of an earlier run"
+            )
+        last = folder / "checkpoint" / "last.pt"
+        return checkpoint.load(last) if last.exists() else None
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RecipeError(
+            f"--output: {folder} is not empty; choose another folder, or go on with --resume {folder}"
+        )
+    return None
+
+
+def _train(context: Context, trunk: nn.Module, state: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Run the stages that are left; gives the summaries of all."""
+    first, finished = 0, []
+    if state is not None:
+        first, finished = state["stage"], list(state["finished"])
+        trunk.load_state_dict(state["models"]["trunk"])
+        context.reporter.note(f"resuming at stage {min(first + 1, len(context.recipe.stages))}")
+    for index in range(first, len(context.recipe.stages)):
+        in_the_middle = state is not None and index == first and "position" in state
+        StageRun(context, index, trunk, finished).run(state if in_the_middle else None)
+    return finished

@@ -1,0 +1,166 @@
+"""One stage of a recipe: its trainer, and the hooks that report, evaluate and save while it trains."""
+
+import time
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from . import checkpoint
+from .assemble import build_trainer, planned_steps
+from .context import Context
+from .evaluate import ConvNetEmbedding, rank
+from .recipe import SoftmaxStage
+from .trainer import StageTrainer
+
+
+class StageRun:
+    """Trains one stage; afterwards the trunk holds the weights that the stage hands on.
+
+    These are the best by precision on the selection images, or the last ones where nothing was evaluated.
+    """
+
+    def __init__(
+        self, context: Context, index: int, trunk: nn.Module, finished: list[dict[str, Any]]
+    ) -> None:
+        self.context, self.index, self.trunk = context, index, trunk
+        self.stage = context.recipe.stages[index]
+        self.figure = f"precision_at_{context.recipe.evaluation.k}"
+        self.finished = finished  # the summaries of the stages before
+        self.best: dict[str, Any] | None = None
+        self.train_seconds = 0.0
+        checkpoint.seed_everything(
+            int(np.random.SeedSequence([context.recipe.seed, index]).generate_state(1)[0])
+        )
+        self.trainer = build_trainer(context, index, trunk)
+        self.trainer.end_of_iteration_hook, self.trainer.end_of_epoch_hook = (
+            self._after_step,
+            self._after_epoch,
+        )
+        self.total_steps = planned_steps(self.trainer, self.stage)
+        self.log_every = max(1, self.trainer.steps_per_epoch // 20)
+
+    def run(self, state: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Train to the end, from ``state`` where there is one; gives the stage's summary."""
+        if state is not None:
+            self.trainer.load_state_dict(state)
+            self.best, self.train_seconds = state["best"], state["train_seconds"]
+        self._mark = time.perf_counter()
+        self.trainer.train(num_epochs=self.stage.epochs)
+        return self._finish()
+
+    # -- hooks -----------------------------------------------------------------------------------------------------
+
+    def _after_step(self, trainer: StageTrainer) -> None:
+        recipe = self.context.recipe
+        if trainer.steps_done % self.log_every == 0 or trainer.batches_done == len(trainer.batches):
+            self._log(trainer)
+        every = recipe.checkpoint.every_steps
+        if (
+            every is not None
+            and trainer.steps_done % every == 0
+            and trainer.batches_done < len(trainer.batches)
+        ):
+            self._save()
+
+    def _after_epoch(self, trainer: StageTrainer) -> None:
+        self._stop_watch()
+        every = self.stage.evaluate_every
+        last = trainer.epochs_done == self.stage.epochs or trainer.out_of_budget
+        if every and len(self.context.data.selection) and (last or trainer.epochs_done % every == 0):
+            self._evaluate(trainer)
+        self._save()
+        self._mark = time.perf_counter()
+
+    def _log(self, trainer: StageTrainer) -> None:
+        loss = trainer.mean_loss()
+        self._stop_watch()
+        speed = trainer.images_seen / max(self.train_seconds, 1e-9)
+        record = {
+            "event": "train",
+            **self._position(trainer),
+            "loss": loss,
+            "learning_rate": trainer.learning_rate(),
+            "images_per_s": round(speed, 1),
+        }
+        self.context.journal.write(record)
+        self.context.reporter.update(
+            self.stage.name,
+            trainer.steps_done,
+            self.total_steps,
+            loss=loss,
+            images_per_s=speed,
+            epoch=trainer.epoch,
+        )
+
+    def _evaluate(self, trainer: StageTrainer) -> None:
+        data, embed = self.context.data, self.context.embedder()
+        embeddings = embed(self._embedding_model(), data.train, "embed selection and gallery").cpu()
+        labels = data.train.labels
+        query, gallery = data.selection, data.fit
+        ranked = rank(
+            embeddings[query].to(self.context.device),
+            labels[query],
+            embeddings[gallery].to(self.context.device),
+            labels[gallery],
+            self.context.recipe.evaluation,
+        )
+        self.context.journal.write({"event": "evaluate", **self._position(trainer), **ranked.figures})
+        value = ranked.figures[self.figure]
+        self.context.reporter.note(
+            f"{self.stage.name} epoch {trainer.epochs_done}: selection {self.figure} {value:.4f}"
+        )
+        if self.best is None or value > self.best[self.figure]:
+            self.best = {"stage": self.stage.name, "epoch": trainer.epochs_done, **ranked.figures}
+            checkpoint.save(
+                self.context.best,
+                {"models": {"trunk": trainer.best_weights().state_dict()}, "best": self.best},
+            )
+
+    # -- saving ----------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        self._stop_watch()
+        state = {**self.trainer.state_dict(), "best": self.best, "train_seconds": self.train_seconds}
+        self.context.save(self.index, self.finished, state)
+
+    def _finish(self) -> dict[str, Any]:
+        weights = self.trainer.best_weights().state_dict()
+        if self.best is None:
+            checkpoint.save(self.context.best, {"models": {"trunk": weights}, "best": None})
+        else:
+            weights = checkpoint.load(self.context.best)["models"]["trunk"]
+        self.trunk.load_state_dict(weights)
+        summary = {
+            "name": self.stage.name,
+            "epochs": self.trainer.epochs_done,
+            "steps": self.trainer.steps_done,
+            "images_seen": self.trainer.images_seen,
+            "wall_time_s": round(self.train_seconds, 1),
+            "images_per_s": round(self.trainer.images_seen / max(self.train_seconds, 1e-9), 1),
+            "selection": self.best,
+        }
+        self.finished.append(summary)
+        self.context.save(self.index + 1, self.finished, {"models": {"trunk": self.trunk.state_dict()}})
+        return summary
+
+    # -- details ---------------------------------------------------------------------------------------------------
+
+    def _position(self, trainer: StageTrainer) -> dict[str, Any]:
+        return {
+            "stage": self.stage.name,
+            "epoch": trainer.epoch,
+            "step": trainer.steps_done,
+            "images_seen": trainer.images_seen,
+        }
+
+    def _stop_watch(self) -> None:
+        now = time.perf_counter()
+        self.train_seconds += now - self._mark
+        self._mark = now
+
+    def _embedding_model(self) -> nn.Module:
+        model = self.trainer.best_weights()
+        if isinstance(self.stage, SoftmaxStage) and self.stage.features == "convnet":
+            return ConvNetEmbedding(model.get_submodule("convnet"))
+        return model

@@ -1,0 +1,357 @@
+"""PML's trainer loop with mixed precision, averaged weights, and a state that resumes to the same numbers.
+
+``StageTrainer`` is the base; ``RankingTrainer`` is PML's ``MetricLossOnly`` over it, and ``SoftmaxTrainer`` is the
+classification stage of section 6.1. Progress, evaluation, the journal and checkpoints hang on PML's two hooks.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from pytorch_metric_learning.trainers import BaseTrainer, MetricLossOnly
+from pytorch_metric_learning.utils import common_functions as c_f
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import BatchSampler
+
+from dr_plugin.datasets import BatchAugment, PackedImages
+
+from . import checkpoint
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what is kept."""
+
+
+class StageTrainer(BaseTrainer):
+    """The loop that both stages share, as a PML trainer.
+
+    Differs from PML's trainers in:
+      - a batch is one index operation on ``PackedImages`` and is augmented on the training device;
+      - the sampler's whole epoch is drawn before its first step, so that a resume in the middle of an epoch needs
+        nothing of the sampler. A sampler with ``set_epoch`` is told the epoch; one with a ``state_dict`` is saved;
+        any other starts each epoch from a copy of what it was at first;
+      - nothing waits for the device within a step; the loss is read every ``check_every`` steps (every step on a
+        CPU, where it is free) and a non-finite one stops the run;
+      - the losses of the last step are still there in ``end_of_epoch_hook``.
+
+    Args:
+        augment: Turns a uint8 batch into the network's input.
+        seed: Of the order of images (where there is no sampler) and of the augmentation.
+        precision: "float32", "bfloat16" or "float16": autocast of the models; embeddings, mining and loss are float32.
+        gradient_clip: Largest norm of each optimizer's gradient; None for no clipping.
+        averaged_decay: Decay of the exponential average of the trunk's weights; None for none.
+        max_steps: Stop after so many steps in all; None for no such limit.
+        check_every: Steps between two readings of the loss on an accelerator.
+        pml: The arguments of PML's ``BaseTrainer``; ``dataset`` is a ``PackedImages``.
+    Raises:
+        ValueError: if the precision is unknown, or the data set or sampler gives not one whole batch.
+    """
+
+    dataset: PackedImages
+
+    def __init__(
+        self,
+        *,
+        augment: BatchAugment,
+        seed: int = 0,
+        precision: str = "float32",
+        gradient_clip: float | None = None,
+        averaged_decay: float | None = None,
+        max_steps: int | None = None,
+        check_every: int = 50,
+        **pml: Any,
+    ) -> None:
+        if precision not in DTYPES:
+            raise ValueError(f"precision: got {precision!r}, expected one of {', '.join(DTYPES)}")
+        self.augment = augment
+        self.autocast_dtype = DTYPES[precision]
+        self.gradient_clip = gradient_clip
+        self.max_steps = max_steps
+        self.order_generator = torch.Generator().manual_seed(seed)
+        self.augment_generator = torch.Generator().manual_seed(seed + 1)
+        self.batches: list[torch.Tensor] = []  # the running epoch's; empty between epochs
+        self.epochs_done = self.batches_done = self.steps_done = self.images_seen = 0
+        super().__init__(**pml)
+        self.check_every = 1 if self.data_device.type == "cpu" else check_every
+        self.scaler = torch.amp.GradScaler(self.data_device.type, enabled=precision == "float16")
+        self.loss_sum, self.loss_count = torch.zeros((), device=self.data_device), 0
+        self.averaged = self._averaged_model(averaged_decay) if averaged_decay is not None else None
+        self.steps_per_epoch = self._count_batches()
+        if self.steps_per_epoch < 1:
+            raise ValueError(
+                f"got {len(self.dataset)} images and batch size {self.batch_size}, expected at least one whole batch; "
+                "lower batch_size"
+            )
+
+    def modify_schema(self) -> None:
+        """Keep PML from warning of what is meant: no embedder, one optimizer for trunk and classifier."""
+        self.schema["models"].important = []
+        self.schema["optimizers"].important = ["trunk_optimizer"]
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def train(self, start_epoch: int = 1, num_epochs: int = 1) -> None:
+        """Train up to and including epoch ``num_epochs`` (PML's meaning), going on where a loaded state stood."""
+        for epoch in range(max(start_epoch, self.epochs_done + 1), num_epochs + 1):
+            if self.out_of_budget:
+                break
+            self.epoch = epoch
+            self.set_to_train()
+            if not self.batches:
+                self.batches = self._plan_epoch()
+            self.iterations_per_epoch = len(self.batches)
+            for iteration in range(self.batches_done, len(self.batches)):
+                self.iteration = iteration
+                self.forward_and_backward()
+                self.step_lr_schedulers(end_of_epoch=False)
+                self._account()
+                if self.steps_done % self.check_every == 0 or self.batches_done == len(self.batches):
+                    self.check_loss()
+                self.end_of_iteration_hook(self)
+                if self.out_of_budget:
+                    break
+            self.step_lr_schedulers(end_of_epoch=True)
+            self.epochs_done, self.batches_done, self.batches = self.epoch, 0, []
+            go_on = self.end_of_epoch_hook(self)
+            self.zero_losses()
+            if go_on is False:
+                break
+
+    @property
+    def out_of_budget(self) -> bool:
+        """Whether ``max_steps`` is reached."""
+        return self.max_steps is not None and self.steps_done >= self.max_steps
+
+    def get_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The step's images, augmented on the device (B, 3, S, S), and labels (B,)."""
+        images, labels = self.data_and_label_getter(self.dataset.batch(self.batches[self.iteration]))
+        images, labels = self._to_device(images), self._to_device(labels)
+        images = self.augment(images, generator=self.augment_generator, training=True)
+        labels = c_f.process_label(labels, self.label_hierarchy_level, self.label_mapper)
+        batch: tuple[torch.Tensor, torch.Tensor] = self.maybe_do_batch_mining(images, labels)
+        return batch
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Autocast of the models' forward pass to the precision asked for."""
+        enabled = self.autocast_dtype is not torch.float32
+        return torch.autocast(self.data_device.type, dtype=self.autocast_dtype, enabled=enabled)
+
+    def compute_embeddings(self, data: torch.Tensor) -> torch.Tensor:
+        """Embeddings (B, D) in float32, whatever the precision of the forward pass."""
+        with self.autocast():
+            embeddings: torch.Tensor = super().compute_embeddings(data)
+        return embeddings.float()
+
+    def backward(self) -> None:
+        """Gradients of the total loss, scaled under float16."""
+        self.scaler.scale(self.losses["total_loss"]).backward()
+
+    def clip_gradients(self) -> None:
+        """Clip each optimizer's gradient to ``gradient_clip``, then PML's own clippers."""
+        if self.gradient_clip is not None or self.gradient_clippers:
+            for optimizer in self._active_optimizers():
+                self.scaler.unscale_(optimizer)
+        if self.gradient_clip is not None:
+            for optimizer in self._active_optimizers():
+                parameters = [p for group in optimizer.param_groups for p in group["params"]]
+                nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
+        super().clip_gradients()
+
+    def step_optimizers(self) -> None:
+        """One step of every optimizer that is not frozen, and of the averaged weights."""
+        for optimizer in self._active_optimizers():
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.models["trunk"])
+
+    # -- what the hooks read -------------------------------------------------------------------------------------
+
+    def check_loss(self) -> None:
+        """Wait for the device and see that no loss since the last ``mean_loss`` was infinite or not a number.
+
+        Raises:
+            TrainingError: if one was.
+        """
+        total = float(self.loss_sum)
+        if not math.isfinite(total):
+            first = self.steps_done - self.loss_count + 1
+            raise TrainingError(
+                f"the loss became {total} in steps {first} to {self.steps_done}, expected a finite number; the last "
+                "good checkpoint is kept. Lower the learning rate, set gradient_clip, or use precision: float32"
+            )
+
+    def mean_loss(self) -> float:
+        """The mean total loss since the last call; waits for the device."""
+        mean = float(self.loss_sum) / max(1, self.loss_count)
+        self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
+        return mean
+
+    def best_weights(self) -> nn.Module:
+        """The trunk to evaluate and keep: the averaged one where there is one."""
+        return self.averaged.module if self.averaged is not None else self.models["trunk"]
+
+    def learning_rate(self) -> float:
+        """The trunk's present learning rate."""
+        return float(self.optimizers["trunk_optimizer"].param_groups[0]["lr"])
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training needs to go on from here to the same numbers.
+
+        Raises:
+            TrainingError: if a weight is not finite, so that no bad checkpoint replaces a good one.
+        """
+        for name, value in self.models["trunk"].state_dict().items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise TrainingError(
+                    f"{name} is not finite after step {self.steps_done}; the last good checkpoint is kept; "
+                    "lower the learning rate or set gradient_clip"
+                )
+        stateful = hasattr(self.sampler, "state_dict")
+        return {
+            "models": {key: module.state_dict() for key, module in self.models.items()},
+            "averaged": self.averaged.state_dict() if self.averaged is not None else None,
+            "optimizers": {key: value.state_dict() for key, value in self.optimizers.items()},
+            "lr_schedulers": {key: value.state_dict() for key, value in self.lr_schedulers.items()},
+            "scaler": self.scaler.state_dict(),
+            "loss_funcs": {key: checkpoint.module_state(value) for key, value in self.loss_funcs.items()},
+            "mining_funcs": {key: checkpoint.module_state(value) for key, value in self.mining_funcs.items()},
+            "sampler": self.sampler.state_dict() if stateful else None,
+            "generators": {
+                "global": checkpoint.generators_state(),
+                "order": self.order_generator.get_state(),
+                "augment": self.augment_generator.get_state(),
+            },
+            "position": {key: getattr(self, key) for key in _POSITION},
+            "batches": list(self.batches),
+            "loss_sum": self.loss_sum.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``; the trainer must have been built from the same recipe."""
+        for family in ("models", "optimizers", "lr_schedulers"):
+            for key, value in getattr(self, family).items():
+                value.load_state_dict(state[family][key])
+        for family in ("loss_funcs", "mining_funcs"):
+            for key, value in getattr(self, family).items():
+                checkpoint.load_module_state(value, state[family][key])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        self.scaler.load_state_dict(state["scaler"])
+        if state["sampler"] is not None:
+            self.sampler.load_state_dict(state["sampler"])
+        for key in _POSITION:
+            setattr(self, key, state["position"][key])
+        self.batches = list(state["batches"])
+        self.loss_sum = state["loss_sum"].to(self.data_device)
+        self.order_generator.set_state(state["generators"]["order"])
+        self.augment_generator.set_state(state["generators"]["augment"])
+        checkpoint.restore_generators(state["generators"]["global"])
+
+    # -- details -------------------------------------------------------------------------------------------------
+
+    def _plan_epoch(self) -> list[torch.Tensor]:
+        """The epoch's batches as index tensors; a last batch that is not whole is left out, as PML does."""
+        sampler = self.sampler
+        if sampler is None:
+            return list(
+                torch.randperm(len(self.dataset), generator=self.order_generator).split(self.batch_size)
+            )[: self.steps_per_epoch]
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(self.epoch)
+        elif not hasattr(sampler, "state_dict"):
+            sampler = copy.deepcopy(sampler)
+        if isinstance(sampler, BatchSampler):
+            return [torch.as_tensor(batch) for batch in sampler]
+        order = torch.as_tensor(list(sampler))
+        return list(order.split(self.batch_size))[: len(order) // self.batch_size]
+
+    def _count_batches(self) -> int:
+        if isinstance(self.sampler, BatchSampler):
+            return len(self.sampler)
+        return len(self.dataset if self.sampler is None else self.sampler) // int(self.batch_size)
+
+    def _account(self) -> None:
+        """Count the step and add up its loss on the device."""
+        self.batches_done = self.iteration + 1
+        self.steps_done += 1
+        self.images_seen += len(self.batches[self.iteration])
+        self.loss_sum = self.loss_sum + self.losses["total_loss"].detach()
+        self.loss_count += 1
+
+    def _to_device(self, values: torch.Tensor) -> torch.Tensor:
+        if self.data_device.type == "cuda":  # pinned, so that the copy does not hold up the host
+            return values.pin_memory().to(self.data_device, non_blocking=True)
+        return values.to(self.data_device)
+
+    def _active_optimizers(self) -> Iterator[torch.optim.Optimizer]:
+        for key, optimizer in self.optimizers.items():
+            if key.removesuffix("_optimizer") not in self.freeze_these:
+                yield optimizer
+
+    def _averaged_model(self, decay: float) -> AveragedModel:
+        return AveragedModel(self.models["trunk"], multi_avg_fn=self._averaging(decay), use_buffers=True)
+
+    def _averaging(self, decay: float) -> Callable[[Any, Any, Any], None]:
+        """The average's rule; a decay that grows with the steps lets short runs forget the first weights."""
+
+        @torch.no_grad()
+        def average(averaged: list[torch.Tensor], current: list[torch.Tensor], _: object) -> None:
+            now = min(decay, (1 + self.steps_done) / (10 + self.steps_done))
+            if averaged[0].is_floating_point():
+                torch._foreach_lerp_(averaged, current, 1 - now)
+            else:  # counters of batch normalisation
+                torch._foreach_copy_(averaged, current)
+
+        return average
+
+
+_POSITION = ("epochs_done", "batches_done", "steps_done", "images_seen", "loss_count")
+
+
+class RankingTrainer(StageTrainer, MetricLossOnly):
+    """PML's ``MetricLossOnly``, miner and metric loss included, on the loop above."""
+
+
+class SoftmaxTrainer(StageTrainer):
+    """Stage 1 of section 6.1: cross-entropy on a classifier head that is thrown away afterwards.
+
+    Args:
+        features: The part of the trunk that the head stands on, images -> (B, F); the trunk's ConvNet in the paper.
+        mix: Called with images and labels, gives images and soft labels (CutMix, MixUp); None for neither.
+        stage: The arguments of ``StageTrainer``; ``models`` has "trunk" and "classifier", ``loss_funcs`` has
+            "classifier_loss".
+    """
+
+    def __init__(
+        self,
+        *,
+        features: nn.Module,
+        mix: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
+        **stage: Any,
+    ) -> None:
+        self.features, self.mix = features, mix
+        super().__init__(**stage)
+
+    def modify_schema(self) -> None:
+        """Let PML's key check know the classifier and its loss."""
+        super().modify_schema()
+        self.schema["models"].keys += ["classifier"]
+        self.schema["loss_funcs"].keys = ["classifier_loss"]
+
+    def calculate_loss(self, curr_batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Cross-entropy of the head's logits (B, C) with the labels, hard (B,) or soft (B, C)."""
+        images, labels = curr_batch
+        if self.mix is not None:
+            images, labels = self.mix(images, labels)
+        with self.autocast():
+            logits = self.models["classifier"](self.features(images))
+        self.losses["classifier_loss"] = self.loss_funcs["classifier_loss"](logits.float(), labels)

@@ -1,0 +1,94 @@
+"""Every recipe on disk runs to its report, cut short, on small data in its data set's layout."""
+
+import json
+
+import pytest
+
+from dr_plugin.experiments import shipped
+from dr_plugin.experiments.recipe import load_recipe
+from dr_plugin.experiments.run import run_experiment
+
+FILES = sorted(shipped.recipes_folder().rglob("*.yaml"))
+
+# What makes a recipe fit the small data, 12 classes of 14 images.
+SMALLER = [
+    "limits.steps=2",
+    "data.selection=2",
+    "evaluation.k=5",
+    "evaluation.recall_at=[1]",
+    "precision=float32",
+]
+
+
+def smaller(recipe, root):
+    """Overrides that leave the recipe's parts in place."""
+    overrides = list(SMALLER)
+    if recipe.data.dataset.type == "TinyImageNet":
+        overrides.append(f"data.dataset.root={root}")
+    if isinstance(recipe.data.classes, int):
+        overrides.append("data.classes=12")
+    for index, stage in enumerate(recipe.stages):
+        overrides.append(f"stages.{index}.batch_size=24")
+        if getattr(stage, "sampler", None) is not None and stage.sampler.type == "MPerClassSampler":
+            overrides.append(f"stages.{index}.sampler.m=3")
+    if recipe.trunk.arguments.get("convnet_stem") == "small":  # full resolution costs too much on a CPU
+        overrides.append("data.image_size=32")
+    if (
+        recipe.trunk.arguments.get("convnet") == "alexnet"
+    ):  # 57 million parameters are not what is tested here
+        overrides += ["data.image_size=64", "trunk.input_size=64", "trunk.embedding_size=32"]
+    return overrides
+
+
+def test_recipes_are_found():
+    assert {"quickstart", "tiny_uniform", "tiny_uniform_paper", "tiny_uniform_cpu"} <= {
+        file.stem for file in FILES
+    }
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_recipe_runs_to_its_report(file, tmp_path, make_tiny_imagenet):
+    recipe = load_recipe(file)
+    if recipe.data.dataset.type == "TinyImageNet":
+        make_tiny_imagenet(tmp_path / "data", classes=12, train=14, val=3)
+    overrides = [*smaller(recipe, tmp_path / "data"), f"data.cache={tmp_path / 'cache'}"]
+    result = run_experiment(load_recipe(file, overrides), tmp_path / "run", device="cpu")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert [item["steps"] for item in metrics["stages"]] == [2] * len(recipe.stages)
+    assert set(metrics["baselines"]) == set(recipe.evaluation.baselines)
+    assert 0 <= metrics["val"]["precision_at_5"] <= 1
+    assert result.report.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_recipe_header_says_the_command(file):
+    header = [line for line in file.read_text().splitlines() if line.startswith("#")]
+    assert any(f"dr-run recipes/{file.name}" in line for line in header)
+
+
+def test_quickstart_in_full_reaches_its_figure(tmp_path):
+    result = run_experiment(
+        load_recipe("quickstart", [f"data.cache={tmp_path / 'cache'}"]), tmp_path / "run", device="cpu"
+    )
+    assert result.metrics["val"]["precision_at_30"] >= 0.95
+    baselines = result.metrics["baselines"].values()
+    assert result.metrics["val"]["precision_at_30"] > max(figures["precision_at_30"] for figures in baselines)
+
+
+@pytest.mark.real_data
+def test_cpu_recipe_learns_on_real_images(tmp_path, tiny_imagenet_root):
+    """A few epochs of the CPU recipe on 5 real classes beat the untrained trunk and the raw pixels clearly."""
+    overrides = [
+        f"data.dataset.root={tiny_imagenet_root}",
+        f"data.cache={tmp_path / 'cache'}",
+        "data.classes=5",
+        "data.image_size=32",
+        "stages.softmax.epochs=4",
+        "stages.ranking.epochs=1",
+        "stages.ranking.batch_size=25",
+        "evaluation.train=false",
+        "evaluation.baselines=[untrained, pixels]",
+    ]
+    result = run_experiment(load_recipe("tiny_uniform_cpu", overrides), tmp_path / "run", device="cpu")
+    best = max(figures["precision_at_30"] for figures in result.metrics["baselines"].values())
+    assert result.metrics["val"]["precision_at_30"] > best + 0.05
