@@ -1,0 +1,180 @@
+"""The command line: what a person types, sees, and gets as exit status."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from dr_plugin import __version__
+from dr_plugin.cli import PlainReporter, TerminalReporter, main, run
+from dr_plugin.experiments import shipped
+
+SHORT = ["--set", "limits.steps=2", "--set", "evaluation.baselines=[]", "--device", "cpu"]
+
+
+def call(command, *arguments):
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def ran(*arguments):
+    """A short quickstart; its result."""
+    result = call(run, "quickstart", *arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture
+def short(tmp_path):
+    return [*SHORT, "--set", f"data.cache={tmp_path / 'cache'}"]
+
+
+def test_run_writes_report_and_prints_figures(tmp_path, short):
+    result = ran("--output", tmp_path / "run", *short)
+    figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert f"{figures['val']['precision_at_30']:.4f}" in result.output
+    assert f"report: {tmp_path / 'run' / 'report' / 'report.html'}" in result.output
+
+
+def test_run_without_output_takes_the_next_free_folder(tmp_path, short, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran(*short)
+    ran(*short)
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["quickstart", "quickstart-2"]
+
+
+def test_group_runs_the_same_command(tmp_path, short):
+    assert call(main, "run", "quickstart", "--output", tmp_path / "run", *short).exit_code == 0
+    assert (tmp_path / "run" / "report" / "report.html").exists()
+
+
+def test_resume_of_a_finished_run_keeps_its_figures(tmp_path, short):
+    ran("--output", tmp_path / "run", *short)
+    before = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    result = call(run, "--resume", tmp_path / "run", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["val"] == before["val"]
+
+
+def test_check_touches_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = call(run, "quickstart", "--check")
+    assert (result.exit_code, result.output) == (0, "quickstart: the recipe is good\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["quickstat"], "did you mean quickstart?"),
+        ([], "RECIPE: got nothing, expected a recipe's path"),
+        (["quickstart", "--set", "sede=1"], "did you mean seed?"),
+        (["quickstart", "--set", "seed"], "--set"),
+        (
+            ["quickstart", "--set", "stages.ranking.miner.triplet_per_query=1"],
+            "did you mean triplets_per_query?",
+        ),
+        (["quickstart", "--device", "abacus"], "--device: got 'abacus', expected auto"),
+        (["--resume", "nowhere"], "--resume: nowhere holds no recipe.yaml"),
+        (["--resume", "nowhere", "--set", "seed=1"], "expected no --set and no --output"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_status_2(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    result = call(run, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistake_in_a_file_names_file_and_line(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        shipped.path("quickstart").read_text().replace("\nprecision: float32", "\nprecison: float32")
+    )
+    line = path.read_text().splitlines().index("precison: float32") + 1
+    result = call(run, path, "--check")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"{path}:{line}: precison: got ")
+    assert "did you mean precision?" in result.stderr
+
+
+def test_missing_data_is_one_line_and_leaves_no_folder(tmp_path):
+    result = call(
+        run, "tiny_uniform_cpu", "--set", f"data.dataset.root={tmp_path}", "--output", tmp_path / "run"
+    )
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "tiny-imagenet-200" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_output_in_use_is_refused(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    result = call(run, "quickstart", "--output", tmp_path)
+    assert result.exit_code == 2
+    assert "is not empty" in result.stderr
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+def test_resume_with_another_recipe_is_refused(tmp_path, short):
+    ran("--output", tmp_path / "run", *short)
+    result = call(run, "tiny_uniform_cpu", "--resume", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "was made by another recipe" in result.stderr
+
+
+def test_recipes_lists_each_with_a_summary():
+    for arguments in (["recipes"], ["recipes", "list"]):
+        result = call(main, *arguments)
+        assert result.exit_code == 0
+        names = [line.split()[0] for line in result.output.splitlines()]
+        assert names == shipped.names()
+        assert all(len(line.split()) > 3 for line in result.output.splitlines())
+
+
+def test_recipes_show_prints_the_file():
+    assert call(main, "recipes", "show", "quickstart").output == shipped.path("quickstart").read_text()
+    assert "did you mean quickstart?" in call(main, "recipes", "show", "quikstart").stderr
+
+
+def test_recipes_copy_does_not_overwrite(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(main, "recipes", "copy", "quickstart").exit_code == 0
+    (tmp_path / "quickstart.yaml").write_text("mine\n")
+    result = call(main, "recipes", "copy", "quickstart")
+    assert result.exit_code == 2
+    assert (tmp_path / "quickstart.yaml").read_text() == "mine\n"
+
+
+def test_version():
+    assert __version__ in call(run, "--version").output
+
+
+def test_plain_reporter_prints_the_end_and_not_every_step(capsys):
+    reporter = PlainReporter(seconds=1000)
+    for done in range(1, 101):
+        reporter.update("train", done, 100, loss=0.5)
+    reporter.note("a note")
+    assert capsys.readouterr().out == "train 100/100 loss=0.5\na note\n"
+
+
+def test_plain_reporter_gives_the_time_left(capsys, monkeypatch):
+    clock = iter([0.0, 10.0])
+    monkeypatch.setattr("dr_plugin.cli.time.monotonic", lambda: next(clock))
+    reporter = PlainReporter(seconds=5)
+    reporter.update("train", 0, 100)
+    reporter.update("train", 20, 100)
+    assert capsys.readouterr().out == "train 20/100  left=40s\n"
+
+
+def test_terminal_reporter_starts_a_finished_task_anew():
+    with TerminalReporter() as reporter:
+        for _ in range(2):
+            reporter.update("embed", 1, 2)
+            reporter.update("embed", 2, 2, loss=0.25)
+        reporter.note("[not markup]")
+    assert [(task.completed, task.fields["figures"]) for task in reporter.progress.tasks] == [
+        (2, "loss=0.25")
+    ] * 2
