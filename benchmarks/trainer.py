@@ -36,7 +36,9 @@ class RandomImages:
         return self.images[index], self.labels[index]
 
 
-def parts(device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer, nn.Module, nn.Module, BatchAugment]:
+def parts(
+    device: torch.device,
+) -> tuple[nn.Module, torch.optim.Optimizer, nn.Module, nn.Module, BatchAugment]:
     """Trunk, optimizer, miner, loss and augmentation, alike for both loops."""
     torch.manual_seed(0)
     network = SmallResNet((1, 1, 1, 1), width=32, stem="strided")
@@ -89,7 +91,9 @@ def our_trainer(data: PackedImages, batch: int, precision: str, device: torch.de
 
 def main() -> None:
     """Measure and print the ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--steps", type=int, default=20, help="steps in one epoch, the unit that is timed")
     parser.add_argument("--repeats", type=int, default=5)
@@ -101,7 +105,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = PackedImages.build(RandomImages(images), folder)
         arguments = (data, options.batch, options.precision, device)
-        seconds = paired({"bare loop": bare_loop(*arguments), "trainer": our_trainer(*arguments)}, options.repeats)
+        seconds = paired(
+            {"bare loop": bare_loop(*arguments), "trainer": our_trainer(*arguments)}, options.repeats
+        )
     rows = [[name, f"{images / statistics.median(times):.0f}"] for name, times in seconds.items()]
     print(machine_line(), f"batch {options.batch}, {options.precision}", sep="\n", end="\n\n")
     print(table(rows, ["loop", "images/s (median)"]))

@@ -97,7 +97,7 @@ def _fail(error: BaseException, status: int) -> None:
     sys.exit(status)
 
 
-def _guarded(action: Callable[[], None], resume_hint: Path | None = None) -> None:
+def _guarded(action: Callable[[], None]) -> None:
     """Run an action; a mistake of the user's ends in one line and status 2, a failure of the run in status 1."""
     from dr_plugin.experiments.recipe import RecipeError
     from dr_plugin.experiments.trainer import TrainingError
@@ -108,9 +108,8 @@ def _guarded(action: Callable[[], None], resume_hint: Path | None = None) -> Non
         _fail(error, 2)
     except (ValueError, OSError, TrainingError) as error:
         _fail(error, 1)
-    except KeyboardInterrupt:
-        hint = f"; go on with --resume {resume_hint}" if resume_hint is not None else ""
-        _fail(KeyboardInterrupt(f"interrupted{hint}"), 130)
+    except KeyboardInterrupt as interrupt:
+        _fail(interrupt, 130)
 
 
 def _free_folder(name: str) -> Path:
@@ -157,8 +156,14 @@ def _run(
     folder = resume or output or _free_folder(loaded.name)
     reporter = TerminalReporter() if console.is_terminal else PlainReporter()
     click.echo(f"{loaded.name}: working in {folder}")
-    with reporter:
-        result = run_experiment(loaded, folder, device=device, resume=resume is not None, reporter=reporter)
+    try:
+        with reporter:
+            result = run_experiment(
+                loaded, folder, device=device, resume=resume is not None, reporter=reporter
+            )
+    except KeyboardInterrupt:
+        hint = f"; go on with: dr-run --resume {folder}" if (folder / "recipe.yaml").exists() else ""
+        raise KeyboardInterrupt(f"interrupted{hint}") from None
     _print_figures(result.metrics)
     click.echo(f"report: {result.report}")
 
@@ -199,7 +204,7 @@ def run(
     check: bool,
 ) -> None:
     """Run the experiment of RECIPE: a YAML file, or the name of a recipe that came with the package."""
-    _guarded(lambda: _run(recipe, overrides, device, output, resume, check), resume or output)
+    _guarded(lambda: _run(recipe, overrides, device, output, resume, check))
 
 
 @click.group()

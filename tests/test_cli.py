@@ -110,6 +110,16 @@ def test_missing_data_is_one_line_and_leaves_no_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_interrupt_says_how_to_go_on(tmp_path, short, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dr_plugin.experiments.stage.StageRun._after_step", interrupt)
+    result = call(run, "quickstart", "--output", tmp_path / "run", *short)
+    assert result.exit_code == 130
+    assert result.stderr == f"interrupted; go on with: dr-run --resume {tmp_path / 'run'}\n"
+
+
 def test_output_in_use_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     result = call(run, "quickstart", "--output", tmp_path)

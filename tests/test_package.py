@@ -70,7 +70,15 @@ def test_documented_recipe_is_good_and_names_every_key(tmp_path):
     block = re.search(r"```yaml\n(.*?)```", RECIPES.read_text(), flags=re.DOTALL).group(1)
     (tmp_path / "all.yaml").write_text(block)
     recipe = load_recipe(tmp_path / "all.yaml")
-    keys = [recipe, recipe.data, recipe.evaluation, recipe.report, recipe.checkpoint, recipe.limits, *recipe.stages]
+    keys = [
+        recipe,
+        recipe.data,
+        recipe.evaluation,
+        recipe.report,
+        recipe.checkpoint,
+        recipe.limits,
+        *recipe.stages,
+    ]
     shared = {name for name in SoftmaxStage.model_fields if name in RankingStage.model_fields} | {"kind"}
     for section in keys:
         missing = set(type(section).model_fields) - section.model_fields_set

@@ -1,6 +1,8 @@
 """One stage of a recipe: its trainer, and the hooks that report, evaluate and save while it trains."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,7 @@ class StageRun:
         self.figure = f"precision_at_{context.recipe.evaluation.k}"
         self.finished = finished  # the summaries of the stages before
         self.best: dict[str, Any] | None = None
-        self.train_seconds = 0.0
+        self.train_seconds, self._mark = 0.0, 0.0
         checkpoint.seed_everything(
             int(np.random.SeedSequence([context.recipe.seed, index]).generate_state(1)[0])
         )
@@ -56,25 +58,22 @@ class StageRun:
         if trainer.steps_done % self.log_every == 0 or trainer.batches_done == len(trainer.batches):
             self._log(trainer)
         every = recipe.checkpoint.every_steps
-        if (
-            every is not None
-            and trainer.steps_done % every == 0
-            and trainer.batches_done < len(trainer.batches)
-        ):
-            self._save()
+        in_the_middle = trainer.batches_done < len(trainer.batches)
+        if every is not None and trainer.steps_done % every == 0 and in_the_middle:
+            with self._clock_stopped():
+                self._save()
 
     def _after_epoch(self, trainer: StageTrainer) -> None:
-        self._stop_watch()
         every = self.stage.evaluate_every
         last = trainer.epochs_done == self.stage.epochs or trainer.out_of_budget
-        if every and len(self.context.data.selection) and (last or trainer.epochs_done % every == 0):
-            self._evaluate(trainer)
-        self._save()
-        self._mark = time.perf_counter()
+        with self._clock_stopped():
+            if every and len(self.context.data.selection) and (last or trainer.epochs_done % every == 0):
+                self._evaluate(trainer)
+            self._save()
 
     def _log(self, trainer: StageTrainer) -> None:
         loss = trainer.mean_loss()
-        self._stop_watch()
+        self._read_clock()
         speed = trainer.images_seen / max(self.train_seconds, 1e-9)
         record = {
             "event": "train",
@@ -120,7 +119,6 @@ class StageRun:
     # -- saving ----------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        self._stop_watch()
         state = {**self.trainer.state_dict(), "best": self.best, "train_seconds": self.train_seconds}
         self.context.save(self.index, self.finished, state)
 
@@ -154,10 +152,18 @@ class StageRun:
             "images_seen": trainer.images_seen,
         }
 
-    def _stop_watch(self) -> None:
+    def _read_clock(self) -> None:
+        """Bring ``train_seconds`` up to date."""
         now = time.perf_counter()
         self.train_seconds += now - self._mark
         self._mark = now
+
+    @contextmanager
+    def _clock_stopped(self) -> Iterator[None]:
+        """Evaluating and saving are no training time."""
+        self._read_clock()
+        yield
+        self._mark = time.perf_counter()
 
     def _embedding_model(self) -> nn.Module:
         model = self.trainer.best_weights()

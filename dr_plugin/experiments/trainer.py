@@ -130,8 +130,11 @@ class StageTrainer(BaseTrainer):
 
     def get_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The step's images, augmented on the device (B, 3, S, S), and labels (B,)."""
-        images, labels = self.data_and_label_getter(self.dataset.batch(self.batches[self.iteration]))
-        images, labels = self._to_device(images), self._to_device(labels)
+        # Pinned, so that the copy to a GPU does not hold up the host.
+        taken = self.dataset.batch(self.batches[self.iteration], pin=self.data_device.type == "cuda")
+        images, labels = (
+            part.to(self.data_device, non_blocking=True) for part in self.data_and_label_getter(taken)
+        )
         images = self.augment(images, generator=self.augment_generator, training=True)
         labels = c_f.process_label(labels, self.label_hierarchy_level, self.label_mapper)
         batch: tuple[torch.Tensor, torch.Tensor] = self.maybe_do_batch_mining(images, labels)
@@ -286,11 +289,6 @@ class StageTrainer(BaseTrainer):
         self.images_seen += len(self.batches[self.iteration])
         self.loss_sum = self.loss_sum + self.losses["total_loss"].detach()
         self.loss_count += 1
-
-    def _to_device(self, values: torch.Tensor) -> torch.Tensor:
-        if self.data_device.type == "cuda":  # pinned, so that the copy does not hold up the host
-            return values.pin_memory().to(self.data_device, non_blocking=True)
-        return values.to(self.data_device)
 
     def _active_optimizers(self) -> Iterator[torch.optim.Optimizer]:
         for key, optimizer in self.optimizers.items():

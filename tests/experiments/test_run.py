@@ -360,7 +360,7 @@ def test_resume_without_a_run_is_refused(recipe_file, tmp_path):
         run_experiment(load_recipe(recipe_file), tmp_path, device="cpu", resume=True)
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99", "tpu"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "tpu", "meta"])
 def test_unknown_device_is_refused_before_a_folder_is_made(recipe_file, tmp_path, device):
     with pytest.raises(RecipeError, match=f"--device: got '{device}', expected auto, cpu"):
         run_experiment(load_recipe(recipe_file), tmp_path / "run", device=device)
