@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -13,6 +13,10 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from rich.table import Table
 
 from dr_plugin import __version__
+
+if TYPE_CHECKING:  # else imported where they are used: they bring PyTorch, for which --help need not wait
+    from dr_plugin.experiments.conclude import Result
+    from dr_plugin.experiments.recipe import Recipe
 
 console = Console()
 errors = Console(stderr=True)
@@ -99,17 +103,25 @@ def _fail(error: BaseException, status: int) -> None:
 
 def _guarded(action: Callable[[], None]) -> None:
     """Run an action; a mistake of the user's ends in one line and status 2, a failure of the run in status 1."""
-    from dr_plugin.experiments.recipe import RecipeError
-    from dr_plugin.experiments.trainer import TrainingError
-
     try:
+        from dr_plugin.experiments.recipe import RecipeError
+        from dr_plugin.experiments.trainer import TrainingError
+
         action()
+    except ImportError as error:  # first: the classes below may be what could not be imported
+        _fail(error, 1)
     except RecipeError as error:
         _fail(error, 2)
     except (ValueError, OSError, TrainingError) as error:
         _fail(error, 1)
     except KeyboardInterrupt as interrupt:
         _fail(interrupt, 130)
+
+
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether memory ran out, which PyTorch says in the text alone where it was not a GPU's."""
+    told = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in told)
 
 
 def _free_folder(name: str) -> Path:
@@ -130,7 +142,6 @@ def _run(
     check: bool,
 ) -> None:
     from dr_plugin.experiments.recipe import RecipeError, load_recipe
-    from dr_plugin.experiments.run import run_experiment
 
     if resume is not None and (overrides or output is not None):
         raise RecipeError(
@@ -154,18 +165,34 @@ def _run(
         click.echo(f"{loaded.name}: the recipe is good")
         return
     folder = resume or output or _free_folder(loaded.name)
-    reporter = TerminalReporter() if console.is_terminal else PlainReporter()
     click.echo(f"{loaded.name}: working in {folder}")
-    try:
-        with reporter:
-            result = run_experiment(
-                loaded, folder, device=device, resume=resume is not None, reporter=reporter
-            )
-    except KeyboardInterrupt:
-        hint = f"; go on with: dr-run --resume {folder}" if (folder / "recipe.yaml").exists() else ""
-        raise KeyboardInterrupt(f"interrupted{hint}") from None
+    result = _experiment(loaded, folder, device, resume is not None)
     _print_figures(result.metrics)
     click.echo(f"report: {result.report}")
+
+
+def _experiment(recipe: "Recipe", folder: Path, device: str, resume: bool) -> "Result":
+    """Run the experiment; where it is cut off from outside, say how to go on."""
+    from dr_plugin.experiments.run import run_experiment
+    from dr_plugin.experiments.trainer import TrainingError
+
+    def hint() -> str:
+        return f"; go on with: dr-run --resume {folder}" if (folder / "recipe.yaml").exists() else ""
+
+    reporter = TerminalReporter() if console.is_terminal else PlainReporter()
+    try:
+        with reporter:
+            return run_experiment(recipe, folder, device=device, resume=resume, reporter=reporter)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted{hint()}") from None
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).splitlines()[:1]) or type(error).__name__
+        raise TrainingError(
+            f"out of memory ({reason}): start anew with a smaller batch_size or evaluation.batch_size, or free memory"
+            f"{hint()}"
+        ) from error
 
 
 def _print_figures(metrics: dict[str, Any]) -> None:

@@ -1,8 +1,11 @@
 """The command line: what a person types, sees, and gets as exit status."""
 
 import json
+import subprocess
+import sys
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from dr_plugin import __version__
@@ -118,6 +121,60 @@ def test_interrupt_says_how_to_go_on(tmp_path, short, monkeypatch):
     result = call(run, "quickstart", "--output", tmp_path / "run", *short)
     assert result.exit_code == 130
     assert result.stderr == f"interrupted; go on with: dr-run --resume {tmp_path / 'run'}\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_is_one_line_that_says_what_to_do(tmp_path, short, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("dr_plugin.experiments.stage.StageRun._after_step", fail)
+    result = call(run, "quickstart", "--output", tmp_path / "run", *short)
+    reason = str(error).partition("\n")[0] or "MemoryError"
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"out of memory ({reason}): start anew with a smaller batch_size or evaluation.batch_size, or free memory; "
+        f"go on with: dr-run --resume {tmp_path / 'run'}\n"
+    )
+
+
+def test_other_runtime_errors_keep_their_traceback(tmp_path, short, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("dr_plugin.experiments.stage.StageRun._after_step", fail)
+    result = call(run, "quickstart", "--output", tmp_path / "run", *short)
+    assert isinstance(result.exception, RuntimeError)
+    assert str(result.exception) == "a bug"
+
+
+def test_package_that_is_missing_is_one_line_and_status_1(tmp_path, short, monkeypatch):
+    def fail(*_, **__):
+        raise ImportError("faiss is not installed")
+
+    monkeypatch.setattr("dr_plugin.experiments.run.run_experiment", fail)
+    result = call(run, "quickstart", "--output", tmp_path / "run", *short)
+    assert (result.exit_code, result.stderr) == (1, "faiss is not installed\n")
+
+
+def test_torch_that_cannot_be_imported_is_one_line_and_status_1(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dr_plugin.experiments.recipe", None)
+    result = call(run, "quickstart", "--check")
+    assert result.exit_code == 1
+    assert "dr_plugin.experiments.recipe" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_command_line_imports_no_torch_before_it_runs():
+    code = "import sys, dr_plugin.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_output_in_use_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torchvision.transforms import v2
@@ -25,7 +26,7 @@ def build_trainer(context: Context, index: int, trunk: nn.Module) -> StageTraine
     trunk = trunk.to(context.device).to(memory_format=layout)
     common: dict[str, Any] = {
         "augment": batch_augment(recipe, stage.augment),
-        "seed": recipe.seed + 2 * index,
+        "seed": stage_seed(recipe, index),
         "precision": recipe.precision,
         "gradient_clip": stage.gradient_clip,
         "averaged_decay": stage.averaged_weights.decay if stage.averaged_weights else None,
@@ -47,6 +48,11 @@ def initial_trunk(recipe: Recipe) -> nn.Module:
     """The trunk as training finds it; the same weights at each call."""
     checkpoint.seed_everything(recipe.seed)
     return build.build_trunk(recipe)
+
+
+def stage_seed(recipe: Recipe, index: int) -> int:
+    """A seed of its own for each stage of each recipe."""
+    return int(np.random.SeedSequence([recipe.seed, index]).generate_state(1)[0])
 
 
 def planned_steps(trainer: StageTrainer, stage: Stage) -> int:

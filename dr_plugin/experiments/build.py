@@ -1,6 +1,6 @@
 """From a recipe's slots to objects, with what only the run knows put in."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,15 +14,19 @@ from .problems import Problem, RecipeError, dotted
 from .schema import RankingStage, Recipe, Slot
 from .slots import BuildError, Supply, plan
 
+Progress = Callable[[str, int, int | None], None]
 
-def build_dataset(recipe: Recipe, split: str) -> Dataset[Any]:
+
+def build_dataset(recipe: Recipe, split: str, progress: Progress | None = None) -> Dataset[Any]:
     """The recipe's data set; ``split`` is ``"train"`` or ``"val"``, which other families call ``"test"``.
+
+    A data set that takes ``progress``, as ours do that can be downloaded, is given it.
 
     Raises:
         RecipeError: as all functions here, if the slot's class refuses its arguments.
     """
     slot = recipe.data.dataset
-    dataset: Any = _build("dataset", slot, dataset_supply(slot, split))
+    dataset: Any = _build("dataset", slot, dataset_supply(slot, split, progress))
     _name_as_ours(slot, dataset)
     return dataset  # type: ignore[no-any-return]
 
@@ -73,10 +77,11 @@ def build_scheduler(slot: Slot, optimizer: Optimizer, total_steps: int) -> LRSch
     return scheduler
 
 
-def dataset_supply(slot: Slot, split: str) -> Supply:
+def dataset_supply(slot: Slot, split: str, progress: Progress | None = None) -> Supply:
     """``split`` in the words of the class: PML's say test for val, torchvision's may ask ``train=True``."""
     is_pml = find("dataset", slot.type).__module__.startswith("pytorch_metric_learning.")
-    return Supply({"split": "test" if is_pml and split == "val" else split, "train": split == "train"})
+    values = {"split": "test" if is_pml and split == "val" else split, "train": split == "train"}
+    return Supply(values if progress is None else {**values, "progress": progress})
 
 
 def _name_as_ours(slot: Slot, dataset: Any) -> None:

@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ class _Check:
         self.problems: list[Problem] = []
 
     def all(self) -> list[Problem]:
+        self._packages()
         self._sections()
         self._dataset()
         trunk = self._trunk()
@@ -68,6 +70,15 @@ class _Check:
 
     def _add(self, key: Key, text: str) -> None:
         self.problems.append(Problem(key, text))
+
+    def _packages(self) -> None:
+        """Packages that only some recipes need."""
+        if self.recipe.tensorboard and find_spec("tensorboard") is None:
+            text = "got true, expected false, or TensorBoard installed: pip install 'dr-plugin[tensorboard]'"
+            self._add(("tensorboard",), text)
+        if self.recipe.evaluation.backend == "faiss" and find_spec("faiss") is None:
+            text = 'got "faiss", expected torch, or faiss installed: pip install faiss-cpu'
+            self._add(("evaluation", "backend"), text)
 
     def _sections(self) -> None:
         """Values that have to fit each other."""

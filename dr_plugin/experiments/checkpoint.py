@@ -49,8 +49,8 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def generators_state() -> dict[str, Any]:
-    """The states of Python's, numpy's and torch's global generators as plain values and tensors.
+def generators_state(device: torch.device) -> dict[str, Any]:
+    """The states of Python's, numpy's and torch's global generators, that of ``device`` included.
 
     PML's samplers and miners draw from the global generators, so an exact resume needs them all.
     """
@@ -68,20 +68,20 @@ def generators_state() -> dict[str, Any]:
         ],
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def restore_generators(state: Mapping[str, Any]) -> None:
-    """Set the global generators as :func:`generators_state` found them; GPU states only where they fit."""
+def restore_generators(state: Mapping[str, Any], device: torch.device) -> None:
+    """Set the global generators as :func:`generators_state` found them; a GPU's only if ``device`` is one too."""
     version, keys, gauss = state["python"]
     random.setstate((version, tuple(keys), gauss))
     name, words, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, words.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def seed_everything(seed: int) -> None:

@@ -112,13 +112,19 @@ def _confusion(query_labels: torch.Tensor, neighbor_labels: torch.Tensor, num_cl
 def _examples(context: Context, val: torch.Tensor, train: torch.Tensor) -> list[RankedExample]:
     """Val images of different classes, drawn from the seed, with their nearest and farthest training images."""
     data, settings = context.data, context.recipe.report
+    if settings.queries == 0:
+        return []
     generator = torch.Generator().manual_seed(context.recipe.seed)
-    classes = torch.randperm(data.num_classes, generator=generator)[: settings.queries]
+    present = data.val.labels.unique()  # not every class need have a val image
+    classes = present[torch.randperm(len(present), generator=generator)[: settings.queries]]
     queries = torch.stack(
         [_draw(torch.nonzero(data.val.labels == label).flatten(), generator) for label in classes]
     )
-    sides = []
+    sides: list[list[list[Neighbor]]] = []
     for number, largest in ((settings.top, False), (settings.bottom, True)):
+        if number == 0:
+            sides.append([[] for _ in queries])
+            continue
         number = min(number, len(data.train))
         distances, indices = nearest(val[queries.to(val.device)], train, number, largest=largest)
         sides.append([_neighbors(data, *pair) for pair in zip(distances.cpu(), indices.cpu(), strict=True)])

@@ -1,5 +1,6 @@
 """What all parts of a run share: its recipe, folder, data, device, journal and reporter."""
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,5 +55,12 @@ class Context:
                 "finished": finished,
                 "journal_size": self.journal.size(),
                 "seconds": self.journal.seconds,
+                "data": data_signature(self.data),
             },
         )
+
+
+def data_signature(data: RunData) -> list[int]:
+    """Tells whether a resumed run sees the data it started with: how many images of which labels, in what order."""
+    parts = (data.train.labels, data.val.labels, data.fit, data.selection)
+    return [number for part in parts for number in (len(part), zlib.crc32(part.numpy().tobytes()))]

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import platformdirs
 import torch
+from torch.utils.data import BatchSampler
 
 from dr_plugin.datasets import BatchAugment, PackedImages
+from dr_plugin.relevance.features import HOG
 
 from . import build
-from .recipe import Augment, Recipe, RecipeError
+from .recipe import Augment, RankingStage, Recipe, RecipeError
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -43,24 +45,43 @@ def load_data(recipe: Recipe, progress: Progress | None = None) -> RunData:
     """Build the recipe's data set twice (train, val), keep its classes and pack both.
 
     Raises:
-        RecipeError: if the classes asked for are not there or a class is too small for the selection.
+        RecipeError: if the classes asked for are not there, a class is too small for the selection, or the
+            recipe asks for more than the data have (see `check_data`).
         ValueError: from the data set itself.
     """
-    sources: dict[str, Any] = {split: build.build_dataset(recipe, split) for split in ("train", "val")}
-    class_ids = _class_ids(recipe, sources["train"])
-    if _class_ids(recipe, sources["val"]) != class_ids:
+    sources: dict[str, Any] = {
+        split: build.build_dataset(recipe, split, progress) for split in ("train", "val")
+    }
+    class_ids = sources["train"].class_ids
+    if sources["val"].class_ids != class_ids:
         raise ValueError("train and val hold different classes; expected the same classes in both")
     kept = _kept_classes(recipe, class_ids)
     packed = {}
     for split, source in sources.items():
-        indices = np.flatnonzero(np.isin(_labels(source), kept))
+        indices = np.flatnonzero(np.isin(source.labels, kept))
         folder = _cache_folder(recipe, split)
         whole = PackedImages.build(
             source, folder, size=recipe.data.packed_size, indices=indices, progress=progress
         )
         packed[split] = whole.select_classes(kept)
     fit, selection = _split_selection(recipe, packed["train"].labels, len(kept))
-    return RunData(packed["train"], packed["val"], fit, selection, packed["train"].class_names)
+    data = RunData(packed["train"], packed["val"], fit, selection, packed["train"].class_names)
+    check_data(recipe, data)
+    return data
+
+
+def check_data(recipe: Recipe, data: RunData) -> None:
+    """Find what would fail for want of images or pixels only after hours of training.
+
+    Raises:
+        RecipeError: with every fault, one a line: neighbours asked for that no gallery has, a baseline that the
+            images are too small for, a stage without one whole batch, a sampler that refuses the labels.
+    """
+    lines = _too_many_neighbors(recipe, data) + _impossible_baselines(recipe, data)
+    for index in range(len(recipe.stages)):
+        lines += _no_whole_batch(recipe, index, data.train.labels[data.fit])
+    if lines:
+        raise RecipeError(*lines)
 
 
 def batch_augment(recipe: Recipe, augment: Augment | None = None) -> BatchAugment:
@@ -76,24 +97,6 @@ def batch_augment(recipe: Recipe, augment: Augment | None = None) -> BatchAugmen
         std=recipe.data.normalize.std,
         memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format,
     )
-
-
-def _labels(source: Any) -> Any:
-    """The labels of a data set's images, which torchvision calls targets."""
-    return source.labels if hasattr(source, "labels") else source.targets
-
-
-def _class_ids(recipe: Recipe, source: Any) -> list[str]:
-    """The data set's own names of its classes, in the order of their labels; their numbers where it has none."""
-    for name in ("class_ids", "classes"):
-        if hasattr(source, name):
-            return [str(value) for value in getattr(source, name)]
-    if not hasattr(source, "labels") and not hasattr(source, "targets"):
-        raise RecipeError(
-            f"{recipe.data.dataset.place}: {recipe.data.dataset.type} has neither labels nor targets; expected a "
-            "data set with a list of its images' labels"
-        )
-    return [str(label) for label in range(int(np.max(_labels(source))) + 1)]
 
 
 def _kept_classes(recipe: Recipe, class_ids: list[str]) -> list[int]:
@@ -121,9 +124,10 @@ def _cache_folder(recipe: Recipe, split: str) -> Path:
     root = (
         Path(data.cache) if data.cache is not None else platformdirs.user_cache_path("dr_plugin") / "packed"
     )
-    what = json.dumps(
-        [data.dataset.model_dump(), data.classes, data.packed_size], sort_keys=True, default=str
-    )
+    dataset = data.dataset.model_dump()
+    if isinstance(dataset.get("root"), str):  # the same words mean another folder elsewhere
+        dataset["root"] = str(Path(dataset["root"]).expanduser().resolve())
+    what = json.dumps([dataset, data.classes, data.packed_size], sort_keys=True, default=str)
     return root / f"{data.dataset.type}-{split}-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
 
 
@@ -143,3 +147,58 @@ def _split_selection(
             )
         chosen[members[torch.randperm(len(members), generator=generator)[:number]]] = True
     return torch.nonzero(~chosen).flatten(), torch.nonzero(chosen).flatten()
+
+
+def _too_many_neighbors(recipe: Recipe, data: RunData) -> list[str]:
+    """k and K that the smallest gallery of the run's evaluations cannot give."""
+    settings = recipe.evaluation
+    galleries = {"the training images": len(data.train)}
+    if settings.train:
+        galleries["the training images without the query"] = len(data.train) - 1
+    if len(data.selection) and any(stage.evaluate_every for stage in recipe.stages):
+        galleries["the training images without the selection"] = len(data.fit)
+    what, most = min(galleries.items(), key=lambda item: item[1])
+    asked = [("k", settings.k)] + [("recall_at", number) for number in settings.recall_at]
+    return [
+        f"evaluation.{key}: got {number}, expected at most {most}, {what}"
+        for key, number in asked
+        if number > most
+    ]
+
+
+def _impossible_baselines(recipe: Recipe, data: RunData) -> list[str]:
+    """Baselines on the stored pixels that these images do not allow."""
+    descriptor = HOG()
+    least = descriptor.cell_size * descriptor.block_size
+    sizes = data.train.image_size, data.val.image_size
+    lines = []
+    for name in recipe.evaluation.baselines:
+        if name == "untrained":
+            continue
+        where = f"evaluation.baselines: got {name}"
+        if sizes[0] != sizes[1]:
+            shown = " and ".join("{} x {}".format(*size) for size in sizes)
+            lines.append(
+                f"{where}, expected train and val images of one size, not {shown}; set data.packed_size"
+            )
+        elif name == "hog" and min(sizes[0]) < least:
+            shown = "{} x {}".format(*sizes[0])
+            lines.append(f"{where}, expected stored images of at least {least} x {least} pixels, not {shown}")
+    return lines
+
+
+def _no_whole_batch(recipe: Recipe, index: int, labels: torch.Tensor) -> list[str]:
+    """A stage that could not fill one batch, or whose sampler refuses the labels (N,) of the images to fit."""
+    stage, images = recipe.stages[index], len(labels)
+    what = "the images to train on"
+    if isinstance(stage, RankingStage) and stage.sampler is not None:
+        try:
+            sampler: Any = build.build_sampler(stage, labels, recipe)
+        except RecipeError as error:
+            return error.lines
+        if isinstance(sampler, BatchSampler):
+            return []
+        images, what = len(sampler), f"what {stage.sampler.type} gives an epoch"
+    if stage.batch_size <= images:
+        return []
+    return [f"stages[{index}].batch_size: got {stage.batch_size}, expected at most {images}, {what}"]

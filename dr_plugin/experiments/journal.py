@@ -33,7 +33,8 @@ class Journal:
     Args:
         folder: The run's folder.
         size: Bytes to keep of an earlier file; 0 starts anew.
-        tensorboard: Also write the figures for TensorBoard, under ``folder/tensorboard``.
+        tensorboard: Also write the figures for TensorBoard, to ``folder/tensorboard/1``; each resume starts the
+            next number, as TensorBoard cannot cut back what it was given after the checkpoint.
         seconds: The run's age so far, from its checkpoint.
     Raises:
         ValueError: if TensorBoard is asked for and not installed.
@@ -43,9 +44,9 @@ class Journal:
         self, folder: Path, *, size: int = 0, tensorboard: bool = False, seconds: float = 0.0
     ) -> None:
         self.path = folder / "metrics.jsonl"
+        self._writer = _tensorboard_writer(folder / "tensorboard") if tensorboard else None
         self._file = open(self.path, "ab")  # noqa: SIM115 - kept open for the length of the run
         self._file.truncate(size)
-        self._writer = _tensorboard_writer(folder) if tensorboard else None
         self._start = time.perf_counter() - seconds
 
     @property
@@ -87,4 +88,5 @@ def _tensorboard_writer(folder: Path) -> Any:
         raise ValueError(
             "tensorboard: true needs TensorBoard, which is not installed; pip install 'dr-plugin[tensorboard]'"
         ) from None
-    return SummaryWriter(str(folder / "tensorboard"))
+    number = 1 + sum(1 for _ in folder.glob("*"))
+    return SummaryWriter(str(folder / str(number)))

@@ -160,8 +160,12 @@ def _examples(data: ReportData, names: Sequence[str], files: dict[str, bytes]) -
         farthest = [tile(item, item.label != example.label, item.distance) for item in example.farthest]
         files[file] = sheet_png(query, nearest, farthest)
         groups = [
-            _group("Nearest", "of the same class", nearest),
-            _group("Farthest", "of another class", farthest),
+            _group(title, wanted, tiles)
+            for title, wanted, tiles in (
+                ("Nearest", "of the same class", nearest),
+                ("Farthest", "of another class", farthest),
+            )
+            if tiles
         ]
         shown.append({"query": _shown(query), "file": file, "groups": groups})
     return shown

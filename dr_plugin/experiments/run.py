@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from . import checkpoint
 from .assemble import initial_trunk
 from .atomic import write_json, write_text
 from .conclude import Result, conclude
-from .context import Context
+from .context import Context, data_signature
 from .data import load_data
 from .environment import environment, pick_device
 from .journal import Journal, Reporter, SilentReporter
@@ -43,8 +44,12 @@ def run_experiment(
     data = load_data(recipe, reporter.update)
     if not resume:  # only now: a recipe whose data are not there leaves no folder behind
         write_text(folder / "recipe.yaml", recipe.to_yaml())
+    elif state is not None and state["data"] != data_signature(data):
+        raise RecipeError(f"--resume: the data set is not the one that {folder} was started with")
     size, seconds = (state["journal_size"], state["seconds"]) if state else (0, 0.0)
     journal = Journal(folder, size=size, tensorboard=recipe.tensorboard, seconds=seconds)
+    # The shapes of a run do not change: let cuDNN look for its fastest convolutions.
+    benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
         context = Context(recipe, folder, data, chosen, reporter, journal)
         write_json(folder / "environment.json", environment(chosen, recipe))
@@ -52,6 +57,7 @@ def run_experiment(
         stages = _train(context, trunk, state)
         return conclude(context, trunk, stages)
     finally:
+        torch.backends.cudnn.benchmark = benchmark
         journal.close()
 
 

@@ -21,6 +21,8 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.representer import SafeRepresenter
 
+from dr_plugin.datasets.augment import IMAGENET_MEAN, IMAGENET_STD
+
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -30,7 +32,6 @@ Text = Annotated[str, Field(min_length=1)]
 Pair = Annotated[tuple[Positive, Positive], Strict(False)]
 Channels = Annotated[tuple[float, float, float], Strict(False)]
 Baseline = Literal["untrained", "pixels", "hog"]
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class _Section(BaseModel):

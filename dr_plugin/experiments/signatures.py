@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
+from torch.utils.data import Sampler
 
 from .problems import expected, got
 
@@ -48,7 +49,10 @@ def signature_of(cls: type) -> Signature:
         init = owner.__dict__.get("__init__")
         if owner is nn.Module:  # takes **kwargs too, but refuses any
             break
-        if init is None or owner is object:
+        if init is None or owner in (
+            object,
+            Sampler,
+        ):  # older torch's Sampler has an argument that it ignores
             continue
         hints = _hints(init)
         parameters = list(inspect.signature(init).parameters.values())[1:]

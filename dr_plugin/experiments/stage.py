@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from . import checkpoint
-from .assemble import build_trainer, planned_steps
+from .assemble import build_trainer, planned_steps, stage_seed
 from .context import Context
 from .evaluate import ConvNetEmbedding, rank
 from .recipe import SoftmaxStage
@@ -31,9 +30,7 @@ class StageRun:
         self.finished = finished  # the summaries of the stages before
         self.best: dict[str, Any] | None = None
         self.train_seconds, self._mark = 0.0, 0.0
-        checkpoint.seed_everything(
-            int(np.random.SeedSequence([context.recipe.seed, index]).generate_state(1)[0])
-        )
+        checkpoint.seed_everything(stage_seed(context.recipe, index))
         self.trainer = build_trainer(context, index, trunk)
         self.trainer.end_of_iteration_hook, self.trainer.end_of_epoch_hook = (
             self._after_step,
@@ -58,7 +55,7 @@ class StageRun:
         if trainer.steps_done % self.log_every == 0 or trainer.batches_done == len(trainer.batches):
             self._log(trainer)
         every = recipe.checkpoint.every_steps
-        in_the_middle = trainer.batches_done < len(trainer.batches)
+        in_the_middle = trainer.batches_done < len(trainer.batches) and not trainer.out_of_budget
         if every is not None and trainer.steps_done % every == 0 and in_the_middle:
             with self._clock_stopped():
                 self._save()
@@ -94,15 +91,11 @@ class StageRun:
 
     def _evaluate(self, trainer: StageTrainer) -> None:
         data, embed = self.context.data, self.context.embedder()
-        embeddings = embed(self._embedding_model(), data.train, "embed selection and gallery").cpu()
+        embeddings = embed(self._embedding_model(), data.train, "embed selection and gallery")
+        query, gallery = (embeddings[part.to(embeddings.device)] for part in (data.selection, data.fit))
         labels = data.train.labels
-        query, gallery = data.selection, data.fit
         ranked = rank(
-            embeddings[query].to(self.context.device),
-            labels[query],
-            embeddings[gallery].to(self.context.device),
-            labels[gallery],
-            self.context.recipe.evaluation,
+            query, labels[data.selection], gallery, labels[data.fit], self.context.recipe.evaluation
         )
         self.context.journal.write({"event": "evaluate", **self._position(trainer), **ranked.figures})
         value = ranked.figures[self.figure]

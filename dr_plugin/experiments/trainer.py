@@ -14,12 +14,12 @@ import torch
 from pytorch_metric_learning.trainers import BaseTrainer, MetricLossOnly
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import BatchSampler
 
 from dr_plugin.datasets import BatchAugment, PackedImages
 
 from . import checkpoint
+from .averaging import AveragedWeights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -38,7 +38,9 @@ class StageTrainer(BaseTrainer):
         any other starts each epoch from a copy of what it was at first;
       - nothing waits for the device within a step; the loss is read every ``check_every`` steps (every step on a
         CPU, where it is free) and a non-finite one stops the run;
-      - the losses of the last step are still there in ``end_of_epoch_hook``.
+      - schedules are stepped before ``end_of_iteration_hook``, so that a checkpoint made there holds the whole step;
+      - the losses of the last step are still there in ``end_of_epoch_hook``;
+      - there is no ``DataLoader``: its arguments are refused.
 
     Args:
         augment: Turns a uint8 batch into the network's input.
@@ -50,7 +52,8 @@ class StageTrainer(BaseTrainer):
         check_every: Steps between two readings of the loss on an accelerator.
         pml: The arguments of PML's ``BaseTrainer``; ``dataset`` is a ``PackedImages``.
     Raises:
-        ValueError: if the precision is unknown, or the data set or sampler gives not one whole batch.
+        ValueError: if the precision is unknown, the data set or sampler gives not one whole batch, or an argument of
+            a ``DataLoader`` is given.
     """
 
     dataset: PackedImages
@@ -69,6 +72,10 @@ class StageTrainer(BaseTrainer):
     ) -> None:
         if precision not in DTYPES:
             raise ValueError(f"precision: got {precision!r}, expected one of {', '.join(DTYPES)}")
+        if unused := {"iterations_per_epoch", "collate_fn", "dataloader_num_workers"} & pml.keys():
+            raise ValueError(
+                f"{min(unused)}: expected nothing, as batches are taken from PackedImages directly"
+            )
         self.augment = augment
         self.autocast_dtype = DTYPES[precision]
         self.gradient_clip = gradient_clip
@@ -81,7 +88,8 @@ class StageTrainer(BaseTrainer):
         self.check_every = 1 if self.data_device.type == "cpu" else check_every
         self.scaler = torch.amp.GradScaler(self.data_device.type, enabled=precision == "float16")
         self.loss_sum, self.loss_count = torch.zeros((), device=self.data_device), 0
-        self.averaged = self._averaged_model(averaged_decay) if averaged_decay is not None else None
+        trunk = self.models["trunk"]
+        self.averaged = AveragedWeights(trunk, averaged_decay) if averaged_decay is not None else None
         self.steps_per_epoch = self._count_batches()
         if self.steps_per_epoch < 1:
             raise ValueError(
@@ -129,14 +137,19 @@ class StageTrainer(BaseTrainer):
         return self.max_steps is not None and self.steps_done >= self.max_steps
 
     def get_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The step's images, augmented on the device (B, 3, S, S), and labels (B,)."""
+        """The step's images, augmented on the device (B, 3, S, S), and labels (B,).
+
+        The labels stay on the CPU, where a miner can read them without waiting for a GPU; PML's miners and losses
+        move what they need. Only a subset miner's indices ask for them on the device.
+        """
         # Pinned, so that the copy to a GPU does not hold up the host.
         taken = self.dataset.batch(self.batches[self.iteration], pin=self.data_device.type == "cuda")
-        images, labels = (
-            part.to(self.data_device, non_blocking=True) for part in self.data_and_label_getter(taken)
-        )
+        images, labels = self.data_and_label_getter(taken)
+        labels = c_f.process_label(labels, self.label_hierarchy_level, self.label_mapper)  # gives CPU labels
+        images = images.to(self.data_device, non_blocking=True)
+        if "subset_batch_miner" in self.mining_funcs:
+            labels = labels.to(self.data_device)
         images = self.augment(images, generator=self.augment_generator, training=True)
-        labels = c_f.process_label(labels, self.label_hierarchy_level, self.label_mapper)
         batch: tuple[torch.Tensor, torch.Tensor] = self.maybe_do_batch_mining(images, labels)
         return batch
 
@@ -172,7 +185,7 @@ class StageTrainer(BaseTrainer):
             self.scaler.step(optimizer)
         self.scaler.update()
         if self.averaged is not None:
-            self.averaged.update_parameters(self.models["trunk"])
+            self.averaged.update(self.models["trunk"])
 
     # -- what the hooks read -------------------------------------------------------------------------------------
 
@@ -191,7 +204,8 @@ class StageTrainer(BaseTrainer):
             )
 
     def mean_loss(self) -> float:
-        """The mean total loss since the last call; waits for the device."""
+        """The mean total loss since the last call, seen by ``check_loss`` to be finite."""
+        self.check_loss()
         mean = float(self.loss_sum) / max(1, self.loss_count)
         self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
         return mean
@@ -212,12 +226,7 @@ class StageTrainer(BaseTrainer):
         Raises:
             TrainingError: if a weight is not finite, so that no bad checkpoint replaces a good one.
         """
-        for name, value in self.models["trunk"].state_dict().items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                raise TrainingError(
-                    f"{name} is not finite after step {self.steps_done}; the last good checkpoint is kept; "
-                    "lower the learning rate or set gradient_clip"
-                )
+        self._check_weights()
         stateful = hasattr(self.sampler, "state_dict")
         return {
             "models": {key: module.state_dict() for key, module in self.models.items()},
@@ -229,7 +238,7 @@ class StageTrainer(BaseTrainer):
             "mining_funcs": {key: checkpoint.module_state(value) for key, value in self.mining_funcs.items()},
             "sampler": self.sampler.state_dict() if stateful else None,
             "generators": {
-                "global": checkpoint.generators_state(),
+                "global": checkpoint.generators_state(self.data_device),
                 "order": self.order_generator.get_state(),
                 "augment": self.augment_generator.get_state(),
             },
@@ -257,9 +266,23 @@ class StageTrainer(BaseTrainer):
         self.loss_sum = state["loss_sum"].to(self.data_device)
         self.order_generator.set_state(state["generators"]["order"])
         self.augment_generator.set_state(state["generators"]["augment"])
-        checkpoint.restore_generators(state["generators"]["global"])
+        checkpoint.restore_generators(state["generators"]["global"], self.data_device)
 
     # -- details -------------------------------------------------------------------------------------------------
+
+    def _check_weights(self) -> None:
+        """See that every weight is finite; waits for the device once."""
+        modules = [*self.models.items(), *self.loss_funcs.items()]
+        weights = {
+            f"{key}.{name}": value for key, module in modules for name, value in module.named_parameters()
+        }
+        finite = torch.stack([torch.isfinite(value).all() for value in weights.values()])
+        if not finite.all():
+            name = next(name for name, good in zip(weights, finite.tolist(), strict=True) if not good)
+            raise TrainingError(
+                f"{name} is not finite after step {self.steps_done}; the last good checkpoint is kept. "
+                "Lower the learning rate or set gradient_clip"
+            )
 
     def _plan_epoch(self) -> list[torch.Tensor]:
         """The epoch's batches as index tensors; a last batch that is not whole is left out, as PML does."""
@@ -271,11 +294,18 @@ class StageTrainer(BaseTrainer):
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(self.epoch)
         elif not hasattr(sampler, "state_dict"):
-            sampler = copy.deepcopy(sampler)
+            sampler = self._fresh_copy(sampler)
         if isinstance(sampler, BatchSampler):
             return [torch.as_tensor(batch) for batch in sampler]
         order = torch.as_tensor(list(sampler))
         return list(order.split(self.batch_size))[: len(order) // self.batch_size]
+
+    def _fresh_copy(self, sampler: Any) -> Any:
+        """A copy of the sampler as it was at first, but drawing on from a generator that checkpoints keep."""
+        holders = (sampler, getattr(sampler, "sampler", None))  # a BatchSampler holds another
+        generators = (getattr(holder, "generator", None) for holder in holders)
+        memo = {id(one): self.order_generator for one in generators if isinstance(one, torch.Generator)}
+        return copy.deepcopy(sampler, memo)
 
     def _count_batches(self) -> int:
         if isinstance(self.sampler, BatchSampler):
@@ -294,22 +324,6 @@ class StageTrainer(BaseTrainer):
         for key, optimizer in self.optimizers.items():
             if key.removesuffix("_optimizer") not in self.freeze_these:
                 yield optimizer
-
-    def _averaged_model(self, decay: float) -> AveragedModel:
-        return AveragedModel(self.models["trunk"], multi_avg_fn=self._averaging(decay), use_buffers=True)
-
-    def _averaging(self, decay: float) -> Callable[[Any, Any, Any], None]:
-        """The average's rule; a decay that grows with the steps lets short runs forget the first weights."""
-
-        @torch.no_grad()
-        def average(averaged: list[torch.Tensor], current: list[torch.Tensor], _: object) -> None:
-            now = min(decay, (1 + self.steps_done) / (10 + self.steps_done))
-            if averaged[0].is_floating_point():
-                torch._foreach_lerp_(averaged, current, 1 - now)
-            else:  # counters of batch normalisation
-                torch._foreach_copy_(averaged, current)
-
-        return average
 
 
 _POSITION = ("epochs_done", "batches_done", "steps_done", "images_seen", "loss_count")
@@ -348,6 +362,7 @@ class SoftmaxTrainer(StageTrainer):
     def calculate_loss(self, curr_batch: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Cross-entropy of the head's logits (B, C) with the labels, hard (B,) or soft (B, C)."""
         images, labels = curr_batch
+        labels = labels.to(self.data_device, non_blocking=True)
         if self.mix is not None:
             images, labels = self.mix(images, labels)
         with self.autocast():

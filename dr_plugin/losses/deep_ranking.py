@@ -20,6 +20,40 @@ _CHUNK_ELEMENTS = 1 << 19  # of one gathered (chunk, D) tensor: 2 MiB in float32
 _MAX_PAIRINGS = 1 << 30  # bytes of the mask that PML builds to enumerate triplets
 
 
+class AsyncAvgNonZeroReducer(AvgNonZeroReducer):
+    """Mean of the losses above 0, as PML's `AvgNonZeroReducer`, computed without asking how many those are.
+
+    sum(max(0, losses)) / max(1, number of losses above 0). PML selects the losses by a mask, whose length the
+    host has to wait for when they are on a GPU; here nothing is read back, unless `collect_stats` asks for
+    PML's counts.
+
+    - None above 0: 0, attached to the graph.
+    - A loss that is NaN makes the mean NaN; PML's leaves it out.
+
+    Args:
+        collect_stats: As in PML.
+    Shape:
+        losses (T,) -> scalar of their dtype.
+    Example:
+        >>> reducer = AsyncAvgNonZeroReducer()
+        >>> losses = {"losses": torch.tensor([0.0, 1, 3]), "indices": torch.arange(3)}
+        >>> reducer({"loss": {**losses, "reduction_type": "element"}}, torch.zeros(3, 2), None)
+        tensor(2.)
+    """
+
+    def element_reduction_helper(self, losses: Tensor, embeddings: Tensor) -> Tensor:
+        """What PML calls for losses of elements, pairs and triplets alike."""
+        if len(losses) == 0:
+            nothing: Tensor = self.zero_loss(embeddings)
+            return nothing
+        above = losses > 0
+        count = above.sum()
+        if self.collect_stats:
+            self.set_stats(above, None, int(count))
+        # A sum of half precision losses may overflow where their mean does not.
+        return (_at_least_float32(losses).relu().sum() / count.clamp(min=1)).to(losses.dtype)
+
+
 class DeepRankingLoss(BaseMetricLossFunction):
     """Hinge on how much nearer the positive is to the query than the negative is.
 
@@ -36,8 +70,8 @@ class DeepRankingLoss(BaseMetricLossFunction):
     - For similarities (`CosineSimilarity`, `DotProductSimilarity`) the hinge is turned round, as in PML.
     - It can be differentiated once, not twice.
 
-    Differs from the paper in: `AvgNonZeroReducer`, PML's default, is the mean over the triplets that cost
-    something; eq. (4) sums.
+    Differs from the paper in: the default reducer, as PML's, is the mean over the triplets that cost
+    something (`AsyncAvgNonZeroReducer`); eq. (4) sums.
 
     Args:
         gap: Smallest wanted difference of the distances, g in eq. (3); finite, > 0. The paper gives none; 0.2
@@ -92,7 +126,7 @@ class DeepRankingLoss(BaseMetricLossFunction):
 
     def get_default_reducer(self) -> AvgNonZeroReducer:
         """Mean of the losses above 0."""
-        return AvgNonZeroReducer()
+        return AsyncAvgNonZeroReducer()
 
     def forward(
         self,
@@ -255,5 +289,5 @@ def _as_triplets(
     return anchors, positives, negatives
 
 
-def _at_least_float32(embeddings: Tensor) -> Tensor:
-    return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -2,6 +2,7 @@
 
 import torch
 from pytorch_metric_learning.miners import BaseMiner
+from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
 from dr_plugin.triplets import RANDOM_BITS, UniformTriplets
@@ -20,6 +21,8 @@ class UniformTripletMiner(BaseMiner):
       or shares its memory): then an image is not its own positive. This differs from PML, which goes by
       `ref_labels is labels`.
     - `embeddings` say only how many images there are and where the indices belong: any dtype will do.
+    - Labels on the CPU are drawn from there, and only the indices go to the embeddings' device. How many
+      triplets there are depends on the labels, so that with labels on a GPU the host waits for it.
 
     The random numbers come from a generator of the miner's own, which lives on the CPU unless another is
     given: the same seed mines the same triplets on every device. Its state is part of `state_dict()`.
@@ -71,6 +74,27 @@ class UniformTripletMiner(BaseMiner):
         self.generator = torch.Generator().manual_seed(seed or 0) if generator is None else generator
         self.add_to_recordable_attributes(list_of_names=["triplets_per_query"], is_stat=False)
 
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """PML's, except that it leaves labels that are on the CPU there."""
+        self.reset_stats()
+        with torch.no_grad():
+            c_f.check_shapes(embeddings, labels)
+            if labels is not None and labels.device.type != "cpu":
+                labels = c_f.to_device(labels, embeddings)
+            if ref_emb is None:
+                ref_emb, ref_labels = embeddings, labels
+            c_f.check_shapes(ref_emb, ref_labels)
+            mined = self.mine(embeddings, labels, ref_emb, ref_labels)
+            query, positive, negative = (part.to(embeddings.device, non_blocking=True) for part in mined)
+        self.output_assertion((query, positive, negative))
+        return query, positive, negative
+
     def mine(
         self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -80,6 +104,7 @@ class UniformTripletMiner(BaseMiner):
                 "got no labels or ref_labels, expected a class for each embedding and each reference"
             )
         own = _same_memory(embeddings, ref_emb)
+        ref_labels = c_f.to_device(ref_labels, labels)
         if own and ref_labels is not labels and not torch.equal(ref_labels, labels):
             raise ValueError(
                 "ref_emb is the batch itself: got ref_labels that differ from labels, expected the same"
@@ -92,9 +117,8 @@ class UniformTripletMiner(BaseMiner):
             generator=self.generator,
             device=self.generator.device,
         )
-        positive, negative = triplets.draw(
-            queries, bits.to(labels.device, non_blocking=True)
-        )  # (Q, per query) each
+        # Not non_blocking: from a GPU's generator to labels on the CPU that would be read too early.
+        positive, negative = triplets.draw(queries, bits.to(labels.device))  # (Q, per query) each
         return queries.expand_as(positive).flatten(), positive.flatten(), negative.flatten()
 
     def get_extra_state(self) -> Tensor:

@@ -1,5 +1,6 @@
 """Recipes made into objects, and the checks that come before."""
 
+import importlib.util
 import sys
 import warnings
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from pytorch_metric_learning.samplers import MPerClassSampler
 from torch import nn
 
-from dr_plugin.datasets import Digits
+from dr_plugin.datasets import Digits, TinyImageNet
 from dr_plugin.experiments import build
 from dr_plugin.experiments.check import check
 from dr_plugin.experiments.problems import dotted
@@ -115,6 +116,23 @@ def test_build_dataset_asks_pml_for_its_test_split() -> None:
     recipe = recipe_with(data={"dataset": {"type": "CUB", "root": "x"}, "image_size": 8})
     assert build.dataset_supply(recipe.data.dataset, "train").values["split"] == "train"
     assert build.dataset_supply(recipe.data.dataset, "val").values["split"] == "test"
+
+
+def test_build_dataset_gives_progress_to_a_data_set_that_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def missing(self: TinyImageNet, progress: Any = None) -> None:
+        given.append(progress)
+        raise ValueError("no network")
+
+    def progress(task: str, done: int, total: int | None) -> None: ...
+
+    monkeypatch.setattr(TinyImageNet, "download_and_remove", missing)
+    slot = {"type": "TinyImageNet", "root": "x", "download": True}
+    recipe = recipe_with(data={"dataset": slot, "image_size": 8})
+    with pytest.raises(RecipeError, match="no network"):
+        build.build_dataset(recipe, "train", progress)
+    assert given == [progress]
 
 
 def test_build_dataset_without_labels_raises(mine: None) -> None:
@@ -440,3 +458,31 @@ def test_check_leaves_the_global_generator_alone() -> None:
     before = torch.random.get_rng_state()
     assert check(recipe_with(loss={"type": "ProxyAnchorLoss"})) == []
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("package", "change", "line"),
+    [
+        (
+            "tensorboard",
+            {"tensorboard": True},
+            "tensorboard: got true, expected false, or TensorBoard installed",
+        ),
+        (
+            "faiss",
+            {"evaluation": {"backend": "faiss"}},
+            'evaluation.backend: got "faiss", expected torch, or faiss installed',
+        ),
+    ],
+)
+def test_check_package_that_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, package: str, change: dict[str, Any], line: str
+) -> None:
+    recipe = Recipe.model_validate({**recipe_with().model_dump(), **change})
+    assert check(recipe) == []
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        "dr_plugin.experiments.check.find_spec", lambda name: None if name == package else find_spec(name)
+    )
+    (problem,) = check(recipe)
+    assert f"{dotted(problem.key)}: {problem.text}".startswith(line)

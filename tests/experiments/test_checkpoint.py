@@ -9,6 +9,8 @@ from pytorch_metric_learning.losses import ContrastiveLoss, CrossBatchMemory
 from dr_plugin.experiments import checkpoint
 from dr_plugin.experiments.atomic import replacing, write_json
 
+CPU = torch.device("cpu")
+
 
 def test_save_and_load_round_trip(tmp_path):
     state = {"models": {"trunk": {"w": torch.arange(3.0)}}, "steps": 7, "best": None, "names": ["a"]}
@@ -61,7 +63,7 @@ def test_generators_state_restores_all_three():
     checkpoint.seed_everything(5)
     random.gauss(0, 1)
     np.random.standard_normal()  # noqa: NPY002 - leaves a cached value, which belongs to the state
-    state = checkpoint.generators_state()
+    state = checkpoint.generators_state(CPU)
 
     def draws():
         return (
@@ -73,14 +75,14 @@ def test_generators_state_restores_all_three():
 
     first = draws()
     assert draws() != first
-    checkpoint.restore_generators(state)
+    checkpoint.restore_generators(state, CPU)
     assert draws() == first
 
 
 def test_generators_state_loads_without_pickle(tmp_path):
-    checkpoint.save(tmp_path / "g.pt", checkpoint.generators_state())
-    checkpoint.restore_generators(checkpoint.load(tmp_path / "g.pt"))
-    assert torch.equal(torch.get_rng_state(), checkpoint.generators_state()["torch"])
+    checkpoint.save(tmp_path / "g.pt", checkpoint.generators_state(CPU))
+    checkpoint.restore_generators(checkpoint.load(tmp_path / "g.pt"), CPU)
+    assert torch.equal(torch.get_rng_state(), checkpoint.generators_state(CPU)["torch"])
 
 
 def test_module_state_keeps_the_queue_that_pml_forgets(tmp_path):

@@ -337,6 +337,98 @@ def test_pml_reducers_take_its_losses(reducer):
     torch.testing.assert_close(ours(embeddings, labels, triplets), pml(embeddings, labels, triplets))
 
 
+def _reduced(reducer, values, embeddings, reduction_type="triplet"):
+    """The reduced value, and its gradients by the losses and by the embeddings (0 where unattached)."""
+    indices = torch.arange(len(values))
+    indices = {"element": indices, "pos_pair": (indices,) * 2, "triplet": (indices,) * 3}[reduction_type]
+    costs = {"losses": values, "indices": indices, "reduction_type": reduction_type}
+    value = reducer({"loss": costs}, embeddings, None)
+    leaves = [values, embeddings]
+    return [value, *torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)]
+
+
+@pytest.mark.parametrize("reduction_type", ["element", "pos_pair", "triplet"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.randn(50, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(7),
+        -torch.ones(3),
+        torch.zeros(0),
+    ],
+    ids=["random", "all 0", "all below 0", "empty"],
+)
+def test_default_reducer_is_pml_s_in_value_and_gradient(values, reduction_type):
+    values, embeddings = values.clone().requires_grad_(), _embeddings(dtype=torch.float32)
+    ours = _reduced(deep_ranking.AsyncAvgNonZeroReducer(), values, embeddings, reduction_type)
+    _assert_close(ours, _reduced(reducers.AvgNonZeroReducer(), values, embeddings, reduction_type))
+
+
+@pytest.mark.parametrize("gap", [1e-3, 0.3, 4.5], ids=["few cost", "some cost", "all cost"])
+def test_loss_without_a_reducer_takes_one_that_equals_pml_s(gap):
+    embeddings, triplets = _embeddings(), _triplets()
+    loss_func = DeepRankingLoss(gap)
+    assert isinstance(loss_func.reducer, deep_ranking.AsyncAvgNonZeroReducer)
+    assert isinstance(loss_func.reducer, reducers.AvgNonZeroReducer)
+    pml = DeepRankingLoss(gap, reducer=reducers.AvgNonZeroReducer())
+    arguments = {"embeddings": embeddings, "indices_tuple": triplets}
+    ours = _value_and_gradients(loss_func, embeddings, **arguments)
+    _assert_close(ours, _value_and_gradients(pml, embeddings, **arguments))
+
+
+def test_triplets_that_all_cost_nothing_stay_attached():
+    embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]], requires_grad=True)
+    triplets = tuple(map(torch.tensor, ([0, 1], [1, 0], [2, 2])))
+    loss, gradient = _value_and_gradients(
+        DeepRankingLoss(0.2), embeddings, embeddings=embeddings, indices_tuple=triplets
+    )
+    assert loss.item() == 0
+    assert not gradient.any()
+
+
+def test_default_reducer_of_no_losses_stays_attached():
+    embeddings = _embeddings()
+    costs = {"losses": torch.zeros(0), "indices": torch.zeros(0), "reduction_type": "element"}
+    deep_ranking.AsyncAvgNonZeroReducer()({"loss": costs}, embeddings, None).backward()
+    assert not embeddings.grad.any()
+
+
+def test_default_reducer_reads_nothing_back():
+    # Tensors on "meta" hold no values: PML's mask, or any .item(), fails on them as it waits on a GPU.
+    values, embeddings = torch.rand(9, device="meta"), torch.rand(3, 2, device="meta")
+    costs = {"loss": {"losses": values, "indices": (values,) * 3, "reduction_type": "triplet"}}
+    assert deep_ranking.AsyncAvgNonZeroReducer()(costs, embeddings, None).shape == ()
+    with pytest.raises(NotImplementedError):
+        reducers.AvgNonZeroReducer()(costs, embeddings, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_default_reducer_does_not_overflow_in_half_precision(dtype):
+    values = torch.full((3000,), 100.0, dtype=dtype)
+    costs = {"losses": values, "indices": torch.arange(3000), "reduction_type": "element"}
+    mean = deep_ranking.AsyncAvgNonZeroReducer()({"loss": costs}, _embeddings(), None)
+    assert (mean.item(), mean.dtype) == (100, dtype)
+
+
+def test_default_reducer_does_not_hide_a_loss_that_is_nan():
+    values = torch.tensor([1.0, math.nan], requires_grad=True)
+    assert _reduced(deep_ranking.AsyncAvgNonZeroReducer(), values, _embeddings())[0].isnan()
+
+
+@pytest.mark.parametrize("collect_stats", [False, True])
+def test_default_reducer_keeps_pml_s_statistics_when_asked(collect_stats):
+    values, embeddings = torch.tensor([0.0, 1, 3], requires_grad=True), _embeddings()
+    kept = []
+    for kind in (deep_ranking.AsyncAvgNonZeroReducer, reducers.AvgNonZeroReducer):
+        reducer = kind(collect_stats=collect_stats)
+        _reduced(reducer, values, embeddings)
+        names = getattr(reducer, "_record_these_stats", [])
+        kept.append({name: getattr(reducer, name) for name in names})
+    assert kept[0] == kept[1]
+    assert kept[0].get("num_past_filter") == (2 if collect_stats else None)
+    assert hasattr(reducer, "num_past_filter") == collect_stats
+
+
 @pytest.mark.filterwarnings(
     "ignore:Converting a tensor with requires_grad=True:UserWarning"
 )  # PML's "%.5f" % loss

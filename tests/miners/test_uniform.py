@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning import losses
+from pytorch_metric_learning.miners import BaseMiner
 from scipy.stats import chi2
 from torch.utils.data import TensorDataset
 
@@ -169,6 +170,56 @@ def test_embeddings_of_any_dtype_give_the_same_triplets(dtype):
     labels = torch.tensor([0, 0, 1, 1])
     mined = UniformTripletMiner(seed=1)(torch.randn(4, 2).to(dtype), labels)
     assert _equal(mined, _mine(UniformTripletMiner(seed=1), labels))
+
+
+@pytest.mark.parametrize("references", [None, [0, 1, 1, 2]], ids=["own", "references"])
+def test_labels_on_the_cpu_are_drawn_there_and_the_indices_copied(references, monkeypatch):
+    # "meta" stands for another device: it holds no values, so that drawing on it would fail.
+    copied, to = [], torch.Tensor.to
+
+    def spy(tensor, device, **options):
+        copied.append((tensor, device, options))
+        return to(tensor, device, **options)
+
+    embeddings, labels = torch.zeros(7, 2, device="meta"), torch.tensor(LABELS)
+    others = () if references is None else (torch.zeros(4, 2, device="meta"), torch.tensor(references))
+    miner = UniformTripletMiner(seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "to", spy)
+        mined = miner(embeddings, labels, *others)
+    drawn = [tensor for tensor, device, options in copied if torch.device(device).type == "meta"]
+    assert _equal(drawn, _mine(UniformTripletMiner(seed=1), LABELS, references))
+    assert {indices.device.type for indices in mined} == {"meta"}
+    assert miner.num_triplets == len(drawn[0]) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.zeros(3, 2), torch.zeros(2).long()), "must equal number of labels"),
+        ((torch.zeros(2, 2), torch.zeros(2, 1).long()), "labels must be a 1D tensor"),
+        (
+            (torch.zeros(3, 2), torch.arange(3), torch.zeros(2, 2), torch.arange(3)),
+            "must equal number of labels",
+        ),
+        (
+            (torch.zeros(3, 2), torch.arange(2), torch.zeros(2, 2), torch.arange(2)),
+            "must equal number of labels",
+        ),
+        ((torch.zeros(3, 2), None), "no labels or ref_labels"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        UniformTripletMiner()(*arguments)
+
+
+@pytest.mark.parametrize("ref_labels", [None, torch.tensor([5, 5, 5, 5])])
+def test_forward_without_ref_emb_goes_by_the_labels_as_in_pml(ref_labels):
+    embeddings, labels = torch.randn(4, 2), torch.tensor([0, 0, 1, 1])
+    mined = UniformTripletMiner(seed=1)(embeddings, labels, None, ref_labels)
+    assert _equal(mined, BaseMiner.forward(UniformTripletMiner(seed=1), embeddings, labels, None, ref_labels))
+    assert not any(indices.requires_grad for indices in mined)
 
 
 LABELS = [0, 1, 0, 2, 1, 1, 0]
