@@ -273,6 +273,23 @@ def test_resume_at_the_step_that_a_limit_cuts_loses_nothing(recipe_file, tmp_pat
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+def test_compile_compiles_what_each_stage_trains(recipe_file, tmp_path, monkeypatch):
+    """With the eager backend, which needs no compiler; averaged copies and checkpoints are as without."""
+    compiled = []
+    compile_module = torch.nn.Module.compile
+
+    def watch(module):
+        compiled.append(type(module).__name__)
+        compile_module(module, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", watch)
+    recipe = load_recipe(recipe_file, ["compile=true", "limits.steps=2", "evaluation.baselines=[]"])
+    result = run_experiment(recipe, tmp_path / "run", device="cpu")
+    assert compiled == ["SmallConvNet", "DeepRankingTrunk"]
+    assert [item["steps"] for item in result.metrics["stages"]] == [2, 2]
+    torch.compiler.reset()
+
+
 def test_resume_on_other_data_is_refused(recipe_file, tmp_path, make_tiny_imagenet):
     run_experiment(
         load_recipe(recipe_file, ["limits.steps=1", "evaluation.baselines=[]"]),
