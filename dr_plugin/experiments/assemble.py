@@ -12,7 +12,8 @@ from . import build, checkpoint
 from .context import Context
 from .data import batch_augment
 from .recipe import RankingStage, Recipe, RecipeError, SoftmaxStage, Stage
-from .trainer import RankingTrainer, SoftmaxTrainer, StageTrainer
+from .softmax import SoftmaxTrainer
+from .trainer import RankingTrainer, StageTrainer
 
 
 def build_trainer(context: Context, index: int, trunk: nn.Module) -> StageTrainer:

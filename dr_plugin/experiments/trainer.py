@@ -1,12 +1,11 @@
 """PML's trainer loop with mixed precision, averaged weights, and a state that resumes to the same numbers.
 
-``StageTrainer`` is the base; ``RankingTrainer`` is PML's ``MetricLossOnly`` over it, and ``SoftmaxTrainer`` is the
-classification stage of section 6.1. Progress, evaluation, the journal and checkpoints hang on PML's two hooks.
+``StageTrainer`` is the base; ``RankingTrainer`` is PML's ``MetricLossOnly`` over it, ``softmax`` has the classification
+stage's. Progress, evaluation, the journal and checkpoints hang on PML's two hooks.
 """
 
-import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,12 +13,12 @@ import torch
 from pytorch_metric_learning.trainers import BaseTrainer, MetricLossOnly
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import nn
-from torch.utils.data import BatchSampler
 
 from dr_plugin.datasets import BatchAugment, PackedImages
 
 from . import checkpoint
 from .averaging import AveragedWeights
+from .epoch_order import EpochOrder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -33,9 +32,8 @@ class StageTrainer(BaseTrainer):
 
     Differs from PML's trainers in:
       - a batch is one index operation on ``PackedImages`` and is augmented on the training device;
-      - the sampler's whole epoch is drawn before its first step, so that a resume in the middle of an epoch needs
-        nothing of the sampler. A sampler with ``set_epoch`` is told the epoch; one with a ``state_dict`` is saved;
-        any other starts each epoch from a copy of what it was at first;
+      - the sampler's whole epoch is drawn before its first step (see `EpochOrder`), so that a resume in the middle of
+        an epoch needs nothing of the sampler;
       - nothing waits for the device within a step; the loss is read every ``check_every`` steps (every step on a
         CPU, where it is free) and a non-finite one stops the run;
       - schedules are stepped before ``end_of_iteration_hook``, so that a checkpoint made there holds the whole step;
@@ -80,7 +78,6 @@ class StageTrainer(BaseTrainer):
         self.autocast_dtype = DTYPES[precision]
         self.gradient_clip = gradient_clip
         self.max_steps = max_steps
-        self.order_generator = torch.Generator().manual_seed(seed)
         self.augment_generator = torch.Generator().manual_seed(seed + 1)
         self.batches: list[torch.Tensor] = []  # the running epoch's; empty between epochs
         self.epochs_done = self.batches_done = self.steps_done = self.images_seen = 0
@@ -90,7 +87,8 @@ class StageTrainer(BaseTrainer):
         self.loss_sum, self.loss_count = torch.zeros((), device=self.data_device), 0
         trunk = self.models["trunk"]
         self.averaged = AveragedWeights(trunk, averaged_decay) if averaged_decay is not None else None
-        self.steps_per_epoch = self._count_batches()
+        self.order = EpochOrder(self.sampler, len(self.dataset), int(self.batch_size), seed)
+        self.steps_per_epoch = self.order.batches_per_epoch
         if self.steps_per_epoch < 1:
             raise ValueError(
                 f"got {len(self.dataset)} images and batch size {self.batch_size}, expected at least one whole batch; "
@@ -112,7 +110,7 @@ class StageTrainer(BaseTrainer):
             self.epoch = epoch
             self.set_to_train()
             if not self.batches:
-                self.batches = self._plan_epoch()
+                self.batches = self.order.batches(epoch)
             self.iterations_per_epoch = len(self.batches)
             for iteration in range(self.batches_done, len(self.batches)):
                 self.iteration = iteration
@@ -239,7 +237,7 @@ class StageTrainer(BaseTrainer):
             "sampler": self.sampler.state_dict() if stateful else None,
             "generators": {
                 "global": checkpoint.generators_state(self.data_device),
-                "order": self.order_generator.get_state(),
+                "order": self.order.generator.get_state(),
                 "augment": self.augment_generator.get_state(),
             },
             "position": {key: getattr(self, key) for key in _POSITION},
@@ -264,7 +262,7 @@ class StageTrainer(BaseTrainer):
             setattr(self, key, state["position"][key])
         self.batches = list(state["batches"])
         self.loss_sum = state["loss_sum"].to(self.data_device)
-        self.order_generator.set_state(state["generators"]["order"])
+        self.order.generator.set_state(state["generators"]["order"])
         self.augment_generator.set_state(state["generators"]["augment"])
         checkpoint.restore_generators(state["generators"]["global"], self.data_device)
 
@@ -283,34 +281,6 @@ class StageTrainer(BaseTrainer):
                 f"{name} is not finite after step {self.steps_done}; the last good checkpoint is kept. "
                 "Lower the learning rate or set gradient_clip"
             )
-
-    def _plan_epoch(self) -> list[torch.Tensor]:
-        """The epoch's batches as index tensors; a last batch that is not whole is left out, as PML does."""
-        sampler = self.sampler
-        if sampler is None:
-            return list(
-                torch.randperm(len(self.dataset), generator=self.order_generator).split(self.batch_size)
-            )[: self.steps_per_epoch]
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(self.epoch)
-        elif not hasattr(sampler, "state_dict"):
-            sampler = self._fresh_copy(sampler)
-        if isinstance(sampler, BatchSampler):
-            return [torch.as_tensor(batch) for batch in sampler]
-        order = torch.as_tensor(list(sampler))
-        return list(order.split(self.batch_size))[: len(order) // self.batch_size]
-
-    def _fresh_copy(self, sampler: Any) -> Any:
-        """A copy of the sampler as it was at first, but drawing on from a generator that checkpoints keep."""
-        holders = (sampler, getattr(sampler, "sampler", None))  # a BatchSampler holds another
-        generators = (getattr(holder, "generator", None) for holder in holders)
-        memo = {id(one): self.order_generator for one in generators if isinstance(one, torch.Generator)}
-        return copy.deepcopy(sampler, memo)
-
-    def _count_batches(self) -> int:
-        if isinstance(self.sampler, BatchSampler):
-            return len(self.sampler)
-        return len(self.dataset if self.sampler is None else self.sampler) // int(self.batch_size)
 
     def _account(self) -> None:
         """Count the step and add up its loss on the device."""
@@ -331,40 +301,3 @@ _POSITION = ("epochs_done", "batches_done", "steps_done", "images_seen", "loss_c
 
 class RankingTrainer(StageTrainer, MetricLossOnly):
     """PML's ``MetricLossOnly``, miner and metric loss included, on the loop above."""
-
-
-class SoftmaxTrainer(StageTrainer):
-    """Stage 1 of section 6.1: cross-entropy on a classifier head that is thrown away afterwards.
-
-    Args:
-        features: The part of the trunk that the head stands on, images -> (B, F); the trunk's ConvNet in the paper.
-        mix: Called with images and labels, gives images and soft labels (CutMix, MixUp); None for neither.
-        stage: The arguments of ``StageTrainer``; ``models`` has "trunk" and "classifier", ``loss_funcs`` has
-            "classifier_loss".
-    """
-
-    def __init__(
-        self,
-        *,
-        features: nn.Module,
-        mix: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
-        **stage: Any,
-    ) -> None:
-        self.features, self.mix = features, mix
-        super().__init__(**stage)
-
-    def modify_schema(self) -> None:
-        """Let PML's key check know the classifier and its loss."""
-        super().modify_schema()
-        self.schema["models"].keys += ["classifier"]
-        self.schema["loss_funcs"].keys = ["classifier_loss"]
-
-    def calculate_loss(self, curr_batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """Cross-entropy of the head's logits (B, C) with the labels, hard (B,) or soft (B, C)."""
-        images, labels = curr_batch
-        labels = labels.to(self.data_device, non_blocking=True)
-        if self.mix is not None:
-            images, labels = self.mix(images, labels)
-        with self.autocast():
-            logits = self.models["classifier"](self.features(images))
-        self.losses["classifier_loss"] = self.loss_funcs["classifier_loss"](logits.float(), labels)

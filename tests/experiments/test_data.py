@@ -94,7 +94,9 @@ def other_size(small, tmp_path):
 
 def test_check_data_hog_takes_images_of_one_block(small, other_size):
     data = RunData(other_size, other_size, small.fit, small.selection, small.class_names)
-    check_data(recipe_with(evaluation={"baselines": ["hog"]}), data)
+    assert (
+        check_data(recipe_with(evaluation={"baselines": ["hog"]}), data) is None
+    )  # raises if it finds a fault
 
 
 # Batches
@@ -116,7 +118,8 @@ def test_check_data_sampler_has_to_give_a_whole_batch(small):
 
 
 def test_check_data_batch_sampler_may_draw_more_than_there_is(small):
-    check_data(recipe_with([{"batch_size": 60, "sampler": {"type": "UniformTripletSampler"}}]), small)
+    recipe = recipe_with([{"batch_size": 60, "sampler": {"type": "UniformTripletSampler"}}])
+    assert check_data(recipe, small) is None  # raises if it finds a fault
 
 
 def test_check_data_tries_each_sampler_on_the_real_labels(small):

@@ -260,7 +260,8 @@ def test_missing_faiss_is_named(monkeypatch):
 
 def test_torch_backend_does_without_faiss(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    nearest(draw(2, 3), draw(4, 3), 1)
+    query, gallery = draw(2, 3), draw(4, 3)
+    assert_same(nearest(query, gallery, 1), sorted_by_hand(query, gallery, 1))
 
 
 @pytest.mark.parametrize("backend", ["torch", "faiss"])
