@@ -1,4 +1,4 @@
-"""The triplet draw on class labels; it knows no images and no embeddings. Samplers and miners call it."""
+"""The uniform triplet draw on class labels."""
 
 import torch
 from torch import Tensor
@@ -54,9 +54,11 @@ class UniformTriplets:
     """
 
     def __init__(self, labels: Tensor, reference_labels: Tensor | None = None) -> None:
-        labels = _checked(labels, "labels")
+        labels = checked_labels(labels, "labels")
         own = reference_labels is None
-        reference = labels if reference_labels is None else _checked(reference_labels, "reference_labels")
+        reference = (
+            labels if reference_labels is None else checked_labels(reference_labels, "reference_labels")
+        )
         blocks, self._order = torch.sort(reference.to(labels.device), stable=True)
         self._start = torch.searchsorted(
             blocks, labels
@@ -93,7 +95,8 @@ class UniformTriplets:
         return self._order[positive + start], self._order[negative]
 
 
-def _checked(labels: Tensor, name: str) -> Tensor:
+def checked_labels(labels: Tensor, name: str) -> Tensor:
+    """The labels (N,) as long; ValueError, calling them by this name, if they are no integer vector."""
     if labels.ndim != 1:
         raise ValueError(f"{name}: got shape {tuple(labels.shape)}, expected one class per image, shape (N,)")
     if labels.is_floating_point() or labels.is_complex():
