@@ -6,7 +6,13 @@ import sys
 
 import pytest
 
-MODULES = ["metrics.knn", "metrics.precision_at_k", "metrics.recall_at_k", "metrics.calculator"]
+MODULES = [
+    "metrics.concordance",
+    "metrics.knn",
+    "metrics.precision_at_k",
+    "metrics.recall_at_k",
+    "metrics.calculator",
+]
 
 
 @pytest.mark.parametrize("name", [f"dr_plugin.{module}" for module in MODULES])
@@ -22,6 +28,8 @@ def test_public_names():
     assert metrics.__all__ == [
         "ExactKNN",
         "RankingAccuracyCalculator",
+        "concordance",
+        "concordance_score",
         "nearest",
         "precision_at_k",
         "recall_at_k",
