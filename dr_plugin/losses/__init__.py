@@ -2,5 +2,6 @@
 
 from dr_plugin.losses.deep_ranking import DeepRankingLoss
 from dr_plugin.losses.memory import CrossBatchMemory
+from dr_plugin.losses.reservoir_memory import ReservoirMemory
 
-__all__ = ["CrossBatchMemory", "DeepRankingLoss"]
+__all__ = ["CrossBatchMemory", "DeepRankingLoss", "ReservoirMemory"]

@@ -1,5 +1,6 @@
 """Miners: which triplets of a batch. They are PML miners, for `mining_funcs={"tuple_miner": ...}`."""
 
+from dr_plugin.miners.reservoir import ReservoirTripletMiner
 from dr_plugin.miners.uniform import UniformTripletMiner
 
-__all__ = ["UniformTripletMiner"]
+__all__ = ["ReservoirTripletMiner", "UniformTripletMiner"]

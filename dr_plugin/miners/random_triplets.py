@@ -1,0 +1,122 @@
+"""What the miners that draw triplets share: their generator, and which references are the batch itself."""
+
+from typing import Any
+
+import torch
+from pytorch_metric_learning.miners import BaseMiner
+from pytorch_metric_learning.utils import common_functions as c_f
+from torch import Tensor
+
+from dr_plugin.triplets import RANDOM_BITS
+
+Triplets = tuple[Tensor, Tensor, Tensor]
+
+
+class RandomTripletMiner(BaseMiner):
+    """Base of the miners that draw `triplets_per_query` triplets for each query; a subclass writes `draw`.
+
+    Args:
+        triplets_per_query: Triplets for each query; at least 1.
+        seed: Seed of the miner's generator, at least 0; None means 0.
+        generator: Draw from this one instead; not together with `seed`.
+        collect_stats: As in PML.
+    Raises:
+        ValueError: if an argument is out of range, if labels are not 1-D integers, if `ref_emb` comes without
+            `ref_labels`, or is the batch but `ref_labels` differ from `labels`.
+    """
+
+    def __init__(
+        self,
+        triplets_per_query: int,
+        *,
+        seed: int | None,
+        generator: torch.Generator | None,
+        collect_stats: bool | None,
+    ) -> None:
+        if (
+            isinstance(triplets_per_query, bool)
+            or not isinstance(triplets_per_query, int)
+            or triplets_per_query < 1
+        ):
+            raise ValueError(
+                f"triplets_per_query: got {triplets_per_query!r}, expected a whole number, at least 1"
+            )
+        if seed is not None and generator is not None:
+            raise ValueError(
+                "got both seed and generator, expected one of them: a generator is seeded already"
+            )
+        if seed is not None and (
+            isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63
+        ):
+            raise ValueError(f"seed: got {seed!r}, expected a whole number, at least 0 and below 2**63")
+        super().__init__(collect_stats=collect_stats)
+        self.triplets_per_query = triplets_per_query
+        self.generator = torch.Generator().manual_seed(seed or 0) if generator is None else generator
+        self.add_to_recordable_attributes(list_of_names=["triplets_per_query"], is_stat=False)
+
+    def draw(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None
+    ) -> Triplets:
+        """The triplets, on any device; no references where these are the batch itself."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Triplets:
+        """PML's, except that it leaves labels that are on the CPU there."""
+        self.reset_stats()
+        with torch.no_grad():
+            c_f.check_shapes(embeddings, labels)
+            if labels is not None and labels.device.type != "cpu":
+                labels = c_f.to_device(labels, embeddings)
+            if ref_emb is None:
+                ref_emb, ref_labels = embeddings, labels
+            c_f.check_shapes(ref_emb, ref_labels)
+            mined = self.mine(embeddings, labels, ref_emb, ref_labels)
+            query, positive, negative = (part.to(embeddings.device, non_blocking=True) for part in mined)
+        self.output_assertion((query, positive, negative))
+        return query, positive, negative
+
+    def mine(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor | None
+    ) -> Triplets:
+        """Check labels and references, and draw; PML calls this under `no_grad`."""
+        if labels is None or ref_labels is None:
+            raise ValueError(
+                "got no labels or ref_labels, expected a class for each embedding and each reference"
+            )
+        ref_labels = c_f.to_device(ref_labels, labels)
+        if not _same_memory(embeddings, ref_emb):
+            return self.draw(embeddings, labels, ref_emb, ref_labels)
+        if ref_labels is not labels and not torch.equal(ref_labels, labels):
+            raise ValueError(
+                "ref_emb is the batch itself: got ref_labels that differ from labels, expected the same"
+            )
+        return self.draw(embeddings, labels, None, None)
+
+    def random_bits(self, shape: tuple[int, ...]) -> Tensor:
+        """Whole numbers uniform over 0, ..., 2**62 - 1, on the generator's device."""
+        return torch.randint(1 << RANDOM_BITS, shape, generator=self.generator, device=self.generator.device)
+
+    def get_extra_state(self) -> Any:
+        """The generator's state, for `state_dict()`."""
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Any) -> None:
+        """Put the generator where it was when `state` was taken."""
+        self.generator.set_state(state.cpu())  # generators take it from the CPU, wherever map_location put it
+
+
+def _same_memory(first: Tensor, second: Tensor) -> bool:
+    """Whether both are one tensor, `detach()` and whole views included."""
+    return first is second or (
+        first.device == second.device
+        and first.numel() > 0  # what is empty has no address
+        and first.data_ptr() == second.data_ptr()
+        and first.shape == second.shape
+        and first.stride() == second.stride()
+    )
