@@ -1,5 +1,6 @@
 """Samplers: which images make the next batch. They are torch `BatchSampler`s over a data set's indices."""
 
+from dr_plugin.samplers.reservoir import ReservoirTripletSampler
 from dr_plugin.samplers.uniform import UniformTripletSampler
 
-__all__ = ["UniformTripletSampler"]
+__all__ = ["ReservoirTripletSampler", "UniformTripletSampler"]
