@@ -1,10 +1,21 @@
-"""Data sets: labelled RGB images, and their packed form."""
+"""Data sets: labelled RGB images, their packed form, and streams of them that need not fit in memory."""
 
 from .archive import DownloadError
 from .augment import BatchAugment
 from .class_folders import ClassFolders
 from .digits import Digits
 from .packed import PackedImages
+from .shards import write_shards
+from .stream import TripletStream
 from .tiny_imagenet import TinyImageNet
 
-__all__ = ["BatchAugment", "ClassFolders", "Digits", "DownloadError", "PackedImages", "TinyImageNet"]
+__all__ = [
+    "BatchAugment",
+    "ClassFolders",
+    "Digits",
+    "DownloadError",
+    "PackedImages",
+    "TinyImageNet",
+    "TripletStream",
+    "write_shards",
+]

@@ -120,12 +120,10 @@ class Source(NamedTuple):
         """The pixels (3, H, W) and the label of one item."""
         try:
             image, label = self.dataset[index]
-            image, label = _rgb(image), operator.index(label)
+            label = operator.index(label)
             if label < 0 or (self.class_names is not None and label >= len(self.class_names)):
                 raise ValueError(f"got label {label}, expected 0 to the number of class names - 1")
-            if self.size is not None:
-                image = functional.center_crop(functional.resize(image, [self.size]), [self.size])
-            return np.asarray(image).transpose(2, 0, 1), label
+            return pixels_of(image, self.size), label
         except Exception as error:  # whatever a data set raises, the file that it raises for has to be named
             name = self.name(index)
             raise ValueError(str(error) if name in str(error) else f"{name}: {error}") from error
@@ -268,7 +266,15 @@ def _images_file(folder: Path, fingerprint: str) -> Path:
     return folder / f"images-{fingerprint[:16]}.npy"
 
 
-def _rgb(image: Any) -> Image.Image:
+def pixels_of(image: Any, size: int | None) -> Pixels:
+    """An image's RGB pixels (3, H, W); size: the shorter side resized to this, the centre cropped to a square."""
+    image = rgb_image(image)
+    if size is not None:
+        image = functional.center_crop(functional.resize(image, [size]), [size])
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def rgb_image(image: Any) -> Image.Image:
     """The image as 8-bit RGB; greyscale becomes three equal channels."""
     if isinstance(image, Tensor):
         image = image.numpy()
