@@ -15,7 +15,7 @@ from _harness import machine_line, median_ratio, paired, table
 from torch import nn
 
 from dr_plugin.datasets import BatchAugment, PackedImages
-from dr_plugin.experiments.trainer import RankingTrainer
+from dr_plugin.experiments.ranking import RankingTrainer
 from dr_plugin.losses import DeepRankingLoss
 from dr_plugin.miners import UniformTripletMiner
 from dr_plugin.trunks import DeepRankingTrunk, SmallResNet

@@ -17,6 +17,7 @@ from dr_plugin import __version__
 if TYPE_CHECKING:  # else imported where they are used: they bring PyTorch, for which --help need not wait
     from dr_plugin.experiments.conclude import Result
     from dr_plugin.experiments.recipe import Recipe
+    from dr_plugin.experiments.sweep import SweepResult
 
 console = Console()
 errors = Console(stderr=True)
@@ -24,6 +25,8 @@ errors = Console(stderr=True)
 
 class TerminalReporter:
     """Progress bars with figures and the time left, for a terminal."""
+
+    MOST_FINISHED = 8  # bars that stay; more than the terminal has lines would hide those that move
 
     def __init__(self) -> None:
         self.progress = Progress(
@@ -35,6 +38,7 @@ class TerminalReporter:
             console=console,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._finished: list[TaskID] = []
 
     def __enter__(self) -> "TerminalReporter":
         self.progress.start()
@@ -44,12 +48,15 @@ class TerminalReporter:
         self.progress.stop()
 
     def update(self, task: str, done: int, total: int | None, **figures: float) -> None:
-        """Move the task's bar; a finished task that starts anew gets a fresh bar."""
+        """Move the task's bar; a finished task that starts anew gets a fresh bar, and old bars make room."""
         if task not in self._tasks:
             self._tasks[task] = self.progress.add_task(escape(task), total=total, figures="")
         self.progress.update(self._tasks[task], completed=done, total=total, figures=_figures(figures))
         if total is not None and done >= total:
-            self.progress.stop_task(self._tasks.pop(task))
+            self.progress.stop_task(self._tasks[task])
+            self._finished.append(self._tasks.pop(task))
+        while len(self._finished) > self.MOST_FINISHED:
+            self.progress.remove_task(self._finished.pop(0))
 
     def note(self, text: str) -> None:
         """A line above the bars."""
@@ -163,17 +170,19 @@ def _run(
             )
     if check:
         click.echo(f"{loaded.name}: the recipe is good")
-        return
+        return  # load_recipe has checked each point of a sweep
     folder = resume or output or _free_folder(loaded.name)
     click.echo(f"{loaded.name}: working in {folder}")
     result = _experiment(loaded, folder, device, resume is not None)
-    _print_figures(result.metrics)
+    show = _print_figures if loaded.sweep is None else _print_points
+    show(result.metrics)
     click.echo(f"report: {result.report}")
 
 
-def _experiment(recipe: "Recipe", folder: Path, device: str, resume: bool) -> "Result":
-    """Run the experiment; where it is cut off from outside, say how to go on."""
+def _experiment(recipe: "Recipe", folder: Path, device: str, resume: bool) -> "Result | SweepResult":
+    """Run the experiment or sweep; where it is cut off from outside, say how to go on."""
     from dr_plugin.experiments.run import run_experiment
+    from dr_plugin.experiments.sweep import run_sweep
     from dr_plugin.experiments.trainer import TrainingError
 
     def hint() -> str:
@@ -182,6 +191,8 @@ def _experiment(recipe: "Recipe", folder: Path, device: str, resume: bool) -> "R
     reporter = TerminalReporter() if console.is_terminal else PlainReporter()
     try:
         with reporter:
+            if recipe.sweep is not None:
+                return run_sweep(recipe, folder, device=device, resume=resume, reporter=reporter)
             return run_experiment(recipe, folder, device=device, resume=resume, reporter=reporter)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted{hint()}") from None
@@ -205,6 +216,19 @@ def _print_figures(metrics: dict[str, Any]) -> None:
     for name, figures in rows.items():
         if figures is not None:
             table.add_row(name, f"{figures[f'precision_at_{k}']:.4f}")
+    console.print(table)
+
+
+def _print_points(metrics: dict[str, Any]) -> None:
+    from dr_plugin.experiments.sweep_report import level
+
+    table = Table(title=f"{metrics['name']}: mean ± standard deviation over the seeds")
+    table.add_column("point")
+    for figure in metrics["figures"]:
+        table.add_column(escape(figure), justify="right")
+    for row in metrics["points"]:
+        figures = (level(row["figures"][figure]) for figure in metrics["figures"])
+        table.add_row(escape(row["label"]), *figures)
     console.print(table)
 
 

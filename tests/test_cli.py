@@ -1,6 +1,8 @@
 """The command line: what a person types, sees, and gets as exit status."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 
@@ -89,6 +91,46 @@ def test_mistakes_end_in_one_line_and_status_2(tmp_path, monkeypatch, arguments,
     assert len(result.stderr.strip().splitlines()) == 1
     assert "Traceback" not in result.output
     assert not list(tmp_path.iterdir())
+
+
+SWEEP = "sweep={seeds: [0], grid: {stages.ranking.loss.gap: [0.1, 0.4]}, x: stages.ranking.loss.gap}"
+
+
+def test_sweep_runs_its_points_and_prints_its_table(tmp_path, short):
+    result = ran("--output", tmp_path / "sweep", "--set", SWEEP, "--set", "report.queries=0", *short)
+    table = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert "point 1/2: gap=0.1, seed 0" in result.output
+    for row in table["points"]:
+        mean = row["figures"]["val.precision_at_30"]["mean"]
+        assert re.search(rf"{row['label']}\b.*\b{mean:.4f} \(n = 1\)", result.output)
+    assert f"report: {tmp_path / 'sweep' / 'sweep.html'}" in result.output
+    shutil.rmtree(tmp_path / "sweep" / "runs" / "gap=0.4-seed0")
+    again = call(run, "--resume", tmp_path / "sweep", "--device", "cpu")
+    assert again.exit_code == 0, again.output
+    assert "point 2/2: gap=0.4, seed 0" in again.output
+    assert "point 1/2" not in again.output
+
+
+def test_check_of_a_sweep_shows_the_mistakes_of_all_points(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(run, "quickstart", "--set", SWEEP, "--check").output == "quickstart: the recipe is good\n"
+    wrong = "sweep={seeds: [0], points: [{stages.ranking.loss.gap: -1}, {data.selction: 2}]}"
+    result = call(run, "quickstart", "--set", wrong, "--check")
+    assert result.exit_code == 2
+    gap, selection = result.stderr.splitlines()
+    assert "stages[0].loss.gap: got -1" in gap
+    assert "did you mean selection?" in selection
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupted_sweep_says_how_to_go_on(tmp_path, short, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dr_plugin.experiments.stage.StageRun._after_step", interrupt)
+    result = call(run, "quickstart", "--output", tmp_path / "sweep", "--set", SWEEP, *short)
+    assert result.exit_code == 130
+    assert result.stderr == f"interrupted; go on with: dr-run --resume {tmp_path / 'sweep'}\n"
 
 
 def test_mistake_in_a_file_names_file_and_line(tmp_path):
@@ -245,3 +287,12 @@ def test_terminal_reporter_starts_a_finished_task_anew():
     assert [(task.completed, task.fields["figures"]) for task in reporter.progress.tasks] == [
         (2, "loss=0.25")
     ] * 2
+
+
+def test_terminal_reporter_makes_room_for_the_bars_that_move():
+    with TerminalReporter() as reporter:
+        reporter.update("train", 1, 100)
+        for number in range(30):
+            reporter.update(f"embed {number}", 1, 1)
+    shown = [task.description for task in reporter.progress.tasks]
+    assert shown == ["train", *(f"embed {number}" for number in range(22, 30))]

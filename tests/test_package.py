@@ -16,12 +16,40 @@ from dr_plugin.experiments.recipe import RankingStage, SoftmaxStage, load_recipe
 README = Path(__file__).parents[1] / "README.md"
 RECIPES = README.parent / "docs" / "recipes.md"
 PUBLIC = {
-    "datasets": ["BatchAugment", "ClassFolders", "Digits", "DownloadError", "PackedImages", "TinyImageNet"],
-    "losses": ["CrossBatchMemory", "DeepRankingLoss"],
-    "metrics": ["ExactKNN", "RankingAccuracyCalculator", "nearest", "precision_at_k", "recall_at_k"],
-    "miners": ["UniformTripletMiner"],
-    "relevance.features": ["HOG"],
-    "samplers": ["UniformTripletSampler"],
+    "datasets": [
+        "BatchAugment",
+        "ClassFolders",
+        "Digits",
+        "DownloadError",
+        "PackedImages",
+        "TinyImageNet",
+        "TripletStream",
+        "write_shards",
+    ],
+    "losses": ["CrossBatchMemory", "DeepRankingLoss", "ReservoirMemory"],
+    "metrics": [
+        "ExactKNN",
+        "RankingAccuracyCalculator",
+        "concordance",
+        "concordance_score",
+        "nearest",
+        "precision_at_k",
+        "recall_at_k",
+    ],
+    "miners": ["ReservoirTripletMiner", "UniformTripletMiner"],
+    "relevance": [
+        "BaseRelevance",
+        "FeatureRelevance",
+        "FunctionRelevance",
+        "GoldenFeatures",
+        "MultiLabelRelevance",
+        "Relevance",
+        "StoredRelevance",
+        "TableRelevance",
+    ],
+    "relevance.features": ["HOG", "LABHistogram"],
+    "reservoirs": ["ClassReservoirs", "WeightedReservoir"],
+    "samplers": ["ReservoirTripletSampler", "UniformTripletSampler"],
     "trunks": ["DeepRankingTrunk", "SmallConvNet", "SmallResNet", "load_weights"],
 }
 
@@ -42,27 +70,30 @@ def test_package_carries_types_recipes_and_templates():
     package = Path(importlib.import_module("dr_plugin").__file__).parent
     assert (package / "py.typed").exists()
     assert {"quickstart", "tiny_uniform", "tiny_uniform_cpu", "tiny_uniform_paper"} <= set(shipped.names())
-    assert len(list((package / "experiments").glob("*.jinja"))) == 2
+    templates = {path.name for path in (package / "experiments").glob("*.jinja")}
+    pages = {f"{name}.{kind}.jinja" for name in ("report", "sweep") for kind in ("html", "md")}
+    assert templates == pages | {"sweep_notes.jinja"}
 
 
-def test_readme_example_trains():
-    """The README's Python block, on two classes of noise."""
+def test_readme_examples_train():
+    """The README's Python blocks, one after the other, on two classes of noise."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 1
+    assert len(blocks) == 2
     assert len(blocks[0].splitlines()) == 12
     labels = [0, 1] * 32
     images = [(torch.randn(3, 64, 64), label) for label in labels]
-    code = (
-        blocks[0]
-        .replace("train_set,", "train_set, dataloader_num_workers=0,")
-        .replace("epochs=5", "epochs=1")
-    )
-    names = {"train_set": images}
-    with warnings.catch_warnings():
-        # PML formats the loss with %, which newer torch warns of.
-        warnings.filterwarnings("ignore", message="Converting a tensor", category=UserWarning)
-        exec(compile(code, str(README), "exec"), names)
+    names = {"train_set": images, "labels": labels, "tags": torch.rand(64, 5).numpy() < 0.5}
+    names["tags"][:, 0] = True
+    for block in blocks:
+        code = block.replace("train_set,", "train_set, dataloader_num_workers=0,").replace(
+            "epochs=5", "epochs=1"
+        )
+        with warnings.catch_warnings():
+            # PML formats the loss with %, which newer torch warns of.
+            warnings.filterwarnings("ignore", message="Converting a tensor", category=UserWarning)
+            exec(compile(code, str(README), "exec"), names)
     assert names["trunk"](torch.randn(2, 3, 64, 64)).shape == (2, 128)
+    assert names["sampler"].counters["accepted"] == 42  # two batches of 21 triplets
 
 
 def test_documented_recipe_is_good_and_names_every_key(tmp_path):

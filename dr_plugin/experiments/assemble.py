@@ -11,9 +11,11 @@ from torchvision.transforms import v2
 from . import build, checkpoint
 from .context import Context
 from .data import batch_augment
+from .ranking import RankingTrainer
 from .recipe import RankingStage, Recipe, RecipeError, SoftmaxStage, Stage
 from .softmax import SoftmaxTrainer
-from .trainer import RankingTrainer, StageTrainer
+from .streaming import StreamTrainer, open_stream
+from .trainer import StageTrainer
 
 
 def build_trainer(context: Context, index: int, trunk: nn.Module) -> StageTrainer:
@@ -80,17 +82,22 @@ def _ranking_trainer(
     if any(True for _ in loss.parameters()):
         slot = stage.loss_optimizer or stage.optimizer
         optimizers["metric_loss_optimizer"] = build.build_optimizer(slot, loss.parameters())
-    miner = build.build_miner(stage, recipe)
+    relevance = context.data.relevance.stored if context.data.relevance is not None else None
+    miner = build.build_miner(stage, recipe, relevance)
     if recipe.compile:
         trunk.compile()
-    return RankingTrainer(
-        models={"trunk": trunk},
-        optimizers=optimizers,
-        loss_funcs={"metric_loss": loss},
-        mining_funcs={} if miner is None else {"tuple_miner": miner},
-        sampler=build.build_sampler(stage, dataset.labels, recipe),
+    parts = {
+        "models": {"trunk": trunk},
+        "optimizers": optimizers,
+        "loss_funcs": {"metric_loss": loss},
+        "mining_funcs": {} if miner is None else {"tuple_miner": miner},
         **common,
-    )
+    }
+    if stage.stream is not None:
+        return StreamTrainer(
+            stream=open_stream(recipe, stage, dataset, relevance, context.reporter.update), **parts
+        )
+    return RankingTrainer(sampler=build.build_sampler(stage, dataset.labels, recipe, relevance), **parts)
 
 
 def _softmax_trainer(

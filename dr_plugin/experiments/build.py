@@ -1,6 +1,7 @@
 """From a recipe's slots to objects, with what only the run knows put in."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset, Sampler
+
+from dr_plugin.triplets import Relevance
 
 from .families import find
 from .problems import Problem, RecipeError, dotted
@@ -37,19 +40,37 @@ def build_trunk(recipe: Recipe) -> nn.Module:
     return trunk
 
 
-def build_sampler(stage: RankingStage, labels: Tensor, recipe: Recipe) -> Sampler[Any] | None:
+def build_relevance(recipe: Recipe, cache: Path) -> Any:
+    """The recipe's relevance, not yet fitted; ``cache`` is where it may keep features."""
+    slot = recipe.relevance
+    if slot is None:
+        raise ValueError("the recipe has no relevance, expected one")
+    return _build("relevance", slot, Supply({"cache": cache, "seed": recipe.seed}))
+
+
+def build_sampler(
+    stage: RankingStage, labels: Tensor, recipe: Recipe, relevance: Relevance | None = None
+) -> Sampler[Any] | None:
     """The stage's sampler of the images with these labels (N,); None where the recipe leaves it out."""
     if stage.sampler is None:
         return None
-    sampler: Sampler[Any] = _build("sampler", stage.sampler, sampler_supply(stage, labels, recipe))
+    supply = sampler_supply(stage, labels, recipe, relevance)
+    sampler: Sampler[Any] = _build("sampler", stage.sampler, supply)
     return sampler
 
 
-def build_miner(stage: RankingStage, recipe: Recipe) -> nn.Module | None:
+def build_stream(stage: RankingStage, recipe: Recipe, source: Any, pair_relevance: Any) -> Any:
+    """The stage's stream of triplets; None where the recipe leaves it out."""
+    if stage.stream is None:
+        return None
+    return _build("stream", stage.stream, stream_supply(stage, recipe, source, pair_relevance))
+
+
+def build_miner(stage: RankingStage, recipe: Recipe, relevance: Relevance | None = None) -> nn.Module | None:
     """The stage's miner; None where the recipe leaves it out."""
     if stage.miner is None:
         return None
-    miner: nn.Module = _build("miner", stage.miner, Supply({"seed": recipe.seed}))
+    miner: nn.Module = _build("miner", stage.miner, miner_supply(recipe, relevance))
     return miner
 
 
@@ -104,18 +125,34 @@ def trunk_supply(recipe: Recipe) -> Supply:
     return Supply({"input_size": recipe.data.image_size}, {"input_size": "as data.image_size"})
 
 
-def sampler_supply(stage: RankingStage, labels: Tensor, recipe: Recipe) -> Supply:
+def sampler_supply(
+    stage: RankingStage, labels: Tensor, recipe: Recipe, relevance: Relevance | None = None
+) -> Supply:
     """An epoch is as long as the data set, also for PML's samplers, whose own default is 100,000 images."""
-    return Supply(
-        {
-            "labels": labels,
-            "data_source": labels,
-            "batch_size": stage.batch_size,
-            "length_before_new_iter": len(labels),
-            "seed": recipe.seed,
-            "generator": torch.Generator().manual_seed(recipe.seed),
-        }
-    )
+    values = {
+        "labels": labels,
+        "data_source": labels,
+        "batch_size": stage.batch_size,
+        "length_before_new_iter": len(labels),
+        "seed": recipe.seed,
+        "generator": torch.Generator().manual_seed(recipe.seed),
+    }
+    return Supply(values if relevance is None else {**values, "relevance": relevance}, lacking=_LACKING)
+
+
+def stream_supply(stage: RankingStage, recipe: Recipe, source: Any, pair_relevance: Any) -> Supply:
+    """Where the samples of a stream come from, and how relevant two of them are to each other."""
+    values = {"source": source, "batch_size": stage.batch_size, "seed": recipe.seed}
+    return Supply({**values, "pair_relevance": pair_relevance, "size": recipe.data.packed_size})
+
+
+def miner_supply(recipe: Recipe, relevance: Relevance | None) -> Supply:
+    """A miner that takes a relevance gets the run's, but for one whose slot says ``relevance: null``."""
+    values: dict[str, Any] = {"seed": recipe.seed}
+    return Supply(values if relevance is None else {**values, "relevance": relevance})
+
+
+_LACKING = {"relevance": "a relevance, which the run gives where the recipe has the section relevance"}
 
 
 def loss_supply(num_classes: int, embedding_size: int) -> Supply:

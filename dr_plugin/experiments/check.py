@@ -6,15 +6,28 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pytorch_metric_learning.miners import EmbeddingsAlreadyPackagedAsTriplets
 from pytorch_metric_learning.samplers import FixedSetOfTriplets
 from torch import nn
 from torch.utils.data import BatchSampler
 
-from .build import dataset_supply, loss_supply, sampler_supply, scheduler_supply, trunk_supply
+from dr_plugin.triplets.relevances import Indices
+
+from .build import (
+    dataset_supply,
+    loss_supply,
+    miner_supply,
+    sampler_supply,
+    scheduler_supply,
+    stream_supply,
+    trunk_supply,
+)
 from .families import NotFoundError
 from .problems import Key, Problem, got
 from .schema import Augment, RankingStage, Recipe, Slot, Stage
@@ -38,12 +51,36 @@ def check(recipe: Recipe) -> list[Problem]:
 def slots_of(recipe: Recipe) -> Iterator[tuple[str, Key, Slot]]:
     """The outermost slots of a recipe, each with its kind and key."""
     yield "dataset", ("data", "dataset"), recipe.data.dataset
+    if recipe.relevance is not None:
+        yield "relevance", ("relevance",), recipe.relevance
     yield "trunk", ("trunk",), recipe.trunk
     for index, stage in enumerate(recipe.stages):
-        for kind in ("sampler", "miner", "loss", "optimizer", "loss_optimizer", "scheduler"):
+        for kind in ("stream", "sampler", "miner", "loss", "optimizer", "loss_optimizer", "scheduler"):
             slot = getattr(stage, kind, None)
             if slot is not None:
                 yield kind.removeprefix("loss_"), ("stages", index, kind), slot
+
+
+class _StandIn:
+    """A relevance over 4 classes of 8 images each, none as relevant as another."""
+
+    labels = torch.arange(4).repeat(8)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def pairs(self, i: Indices, j: Indices) -> npt.NDArray[np.float32]:
+        same = self.labels.numpy()[i] == self.labels.numpy()[j]
+        return np.asarray(same / (1 + abs(i - j)), dtype=np.float32)
+
+    def total(self, i: Indices) -> npt.NDArray[np.float64]:
+        every = np.arange(len(self))
+        return np.array([self.pairs(np.full_like(every, one), every).sum() - 1.0 for one in i])
+
+
+def _relevance_of_samples(first: Any, second: Any) -> Any:
+    """Stands for what the run knows of two samples of a stream."""
+    return np.ones(len(first), np.float32)
 
 
 class _Check:
@@ -57,6 +94,7 @@ class _Check:
         self._packages()
         self._sections()
         self._dataset()
+        self._relevance()
         trunk = self._trunk()
         for index, stage in enumerate(self.recipe.stages):
             key: Key = ("stages", index)
@@ -114,6 +152,11 @@ class _Check:
             text = "which has no argument split or train, expected a data set that gives train and val apart"
             self._add((*key, "type"), f"got {got(slot.type)}, {text}")
 
+    def _relevance(self) -> None:
+        if self.recipe.relevance is not None:
+            supply = Supply({"cache": Path(), "seed": self.recipe.seed})
+            self._built(self._plan("relevance", self.recipe.relevance, ("relevance",), supply))
+
     def _trunk(self) -> nn.Module | None:
         slot, key = self.recipe.trunk, ("trunk",)
         part = self._plan("trunk", slot, key, trunk_supply(self.recipe))
@@ -130,8 +173,10 @@ class _Check:
 
     def _ranking(self, stage: RankingStage, key: Key, trunk: nn.Module | None) -> None:
         sampler = self._sampler(stage, (*key, "sampler"))
+        if stage.stream is not None:
+            self._stream(stage, stage.stream, (*key, "stream"))
         if stage.miner is not None:
-            supply = Supply({"seed": self.recipe.seed})
+            supply = miner_supply(self.recipe, self._stand_in())
             miner = self._plan("miner", stage.miner, (*key, "miner"), supply)
             self._built(miner)
             if miner is not None and issubclass(miner.cls, EmbeddingsAlreadyPackagedAsTriplets):
@@ -160,16 +205,32 @@ class _Check:
         # As many classes as a batch can need where the number is not known, and images for more than one batch.
         classes = self._num_classes() or max(stage.batch_size, 2)
         labels = torch.arange(classes).repeat(1 + math.ceil(stage.batch_size / classes))
-        part = self._plan("sampler", stage.sampler, key, sampler_supply(stage, labels, self.recipe))
+        supply = sampler_supply(stage, labels, self.recipe, self._stand_in())
+        part = self._plan("sampler", stage.sampler, key, supply)
+        if part is not None and isinstance(relevance := part.arguments.get("relevance"), _StandIn):
+            part = replace(part, arguments=part.arguments | {"labels": relevance.labels})
         if part is not None and isinstance(part.arguments.get("num_triplets"), int):
             # PML's FixedSetOfTriplets draws them all, one by one.
             part = replace(part, arguments=part.arguments | {"num_triplets": 1})
         self._built(part)
         return part
 
+    def _stream(self, stage: RankingStage, slot: Slot, key: Key) -> None:
+        supply = stream_supply(stage, self.recipe, list, self._stand_in() and _relevance_of_samples)
+        part = self._plan("stream", slot, key, supply)
+        if part is not None:  # how long an epoch is by default, the shards say
+            part = replace(part, arguments={"batches_per_epoch": 1} | part.arguments)
+        self._built(part)
+        if stage.sampler is not None:
+            text = "got a slot beside stream, expected null: the stream gives the batches"
+            self._add((*key[:-1], "sampler"), text)
+
+    def _stand_in(self) -> "_StandIn | None":
+        return None if self.recipe.relevance is None else _StandIn()
+
     def _packaged(self, stage: RankingStage, key: Key, sampler: Part | None) -> None:
         """PML's miner of packaged triplets takes each three images of any batch for a triplet."""
-        if stage.sampler is None or (
+        if (stage.sampler is None and stage.stream is None) or (
             sampler is not None and not issubclass(sampler.cls, BatchSampler | FixedSetOfTriplets)
         ):
             given = "null" if stage.sampler is None else got(stage.sampler.type)

@@ -17,6 +17,7 @@ from .context import Context
 from .data import RunData
 from .evaluate import Ranked, hog, pixels, rank
 from .journal import read_journal
+from .relevance import WantedOrder
 from .report import Neighbor, RankedExample, ReportData, write_report
 
 
@@ -48,7 +49,18 @@ def conclude(context: Context, trunk: nn.Module, stages: list[dict[str, Any]]) -
             train, data.train.labels, train, data.train.labels, settings, exclude_self=True, progress=update
         ).figures
     metrics["selection"] = stages[-1]["selection"]
-    metrics["baselines"] = {name: _baseline(name, context) for name in settings.baselines}
+    metrics["baselines"] = {}
+    order = _wanted_order(context)
+    in_class = _in_class(context, order, val, train)
+    for name in settings.baselines:
+        features = _baseline(name, context)
+        labels = (data.val.labels, data.train.labels)
+        metrics["baselines"][name] = rank(
+            features[0], labels[0], features[1], labels[1], settings, progress=update
+        ).figures
+        in_class.setdefault("baselines", {})[name] = _in_class(context, order, *features)
+    if order is not None:
+        metrics["in_class"] = in_class
     metrics["stages"] = [
         {key: value for key, value in stage.items() if key != "selection"} for stage in stages
     ]
@@ -60,8 +72,8 @@ def conclude(context: Context, trunk: nn.Module, stages: list[dict[str, Any]]) -
     return Result(report, metrics)
 
 
-def _baseline(name: str, context: Context) -> dict[str, float]:
-    """Val against train under features that were not trained here."""
+def _baseline(name: str, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
+    """Val and train under features that were not trained here."""
     data, update = context.data, context.reporter.update
     if name == "untrained":
         trunk = initial_trunk(context.recipe).to(context.device)
@@ -71,10 +83,27 @@ def _baseline(name: str, context: Context) -> dict[str, float]:
         val, train = pixels(data.val), pixels(data.train)
     else:
         val, train = hog(data.val, update), hog(data.train, update)
-    val, train = val.to(context.device), train.to(context.device)
-    return rank(
-        val, data.val.labels, train, data.train.labels, context.recipe.evaluation, progress=update
-    ).figures
+    return val.to(context.device), train.to(context.device)
+
+
+def _wanted_order(context: Context) -> WantedOrder | None:
+    """The order within the classes, val against the images trained on; None where no relevance tells."""
+    data = context.data
+    if data.relevance is None or not data.relevance.knows_new_images:
+        return None
+    return WantedOrder.of(data.relevance, data.val, data.train.subset(data.fit))
+
+
+def _in_class(
+    context: Context, order: WantedOrder | None, val: torch.Tensor, train: torch.Tensor
+) -> dict[str, Any]:
+    """How well these embeddings' order within the classes agrees with the recipe's relevance."""
+    if order is None:
+        return {}
+    k, gallery = context.recipe.evaluation.k, train[context.data.fit.to(train.device)]
+    distances, _ = nearest(val, gallery, k, backend=context.recipe.evaluation.backend)
+    right, score = order.figures(val, gallery, distances[:, -1])
+    return {"concordance": right, f"score_at_top_{k}": score}
 
 
 def _report_data(

@@ -17,6 +17,7 @@ from dr_plugin.relevance.features import HOG
 
 from . import build
 from .recipe import Augment, RankingStage, Recipe, RecipeError
+from .relevance import RunRelevance, load_relevance
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -26,7 +27,7 @@ class RunData:
     """The images of a run; labels 0..C-1 are those of the classes kept, in their old order.
 
     ``train`` holds all training images, of which ``fit`` (indices) are trained on and ``selection`` choose
-    checkpoints; ``val`` is only reported.
+    checkpoints; ``val`` is only reported. ``relevance`` is over the images of ``fit``, in that order.
     """
 
     train: PackedImages
@@ -34,6 +35,7 @@ class RunData:
     fit: torch.Tensor
     selection: torch.Tensor
     class_names: list[str]
+    relevance: RunRelevance | None = None
 
     @property
     def num_classes(self) -> int:
@@ -65,7 +67,8 @@ def load_data(recipe: Recipe, progress: Progress | None = None) -> RunData:
         )
         packed[split] = whole.select_classes(kept)
     fit, selection = _split_selection(recipe, packed["train"].labels, len(kept))
-    data = RunData(packed["train"], packed["val"], fit, selection, packed["train"].class_names)
+    relevance = load_relevance(recipe, packed["train"].subset(fit), progress)
+    data = RunData(packed["train"], packed["val"], fit, selection, packed["train"].class_names, relevance)
     check_data(recipe, data)
     return data
 
@@ -79,7 +82,7 @@ def check_data(recipe: Recipe, data: RunData) -> None:
     """
     lines = _too_many_neighbors(recipe, data) + _impossible_baselines(recipe, data)
     for index in range(len(recipe.stages)):
-        lines += _no_whole_batch(recipe, index, data.train.labels[data.fit])
+        lines += _no_whole_batch(recipe, index, data)
     if lines:
         raise RecipeError(*lines)
 
@@ -187,13 +190,14 @@ def _impossible_baselines(recipe: Recipe, data: RunData) -> list[str]:
     return lines
 
 
-def _no_whole_batch(recipe: Recipe, index: int, labels: torch.Tensor) -> list[str]:
-    """A stage that could not fill one batch, or whose sampler refuses the labels (N,) of the images to fit."""
-    stage, images = recipe.stages[index], len(labels)
+def _no_whole_batch(recipe: Recipe, index: int, data: RunData) -> list[str]:
+    """A stage that could not fill one batch, or whose sampler refuses the images to fit."""
+    stage, images = recipe.stages[index], len(data.fit)
     what = "the images to train on"
     if isinstance(stage, RankingStage) and stage.sampler is not None:
         try:
-            sampler: Any = build.build_sampler(stage, labels, recipe)
+            stored = data.relevance.stored if data.relevance is not None else None
+            sampler: Any = build.build_sampler(stage, data.train.labels[data.fit], recipe, stored)
         except RecipeError as error:
             return error.lines
         if isinstance(sampler, BatchSampler):

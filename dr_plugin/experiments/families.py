@@ -1,8 +1,10 @@
 """From a slot's ``type`` to a class: our family, then PML's or torch's of that kind, else a dotted path."""
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any, Protocol, runtime_checkable
 
 from pytorch_metric_learning.distances import BaseDistance
 from pytorch_metric_learning.losses import BaseLossWrapper, BaseMetricLossFunction, MultipleLosses
@@ -12,7 +14,9 @@ from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, IterableDataset, Sampler
+
+from dr_plugin.triplets import Relevance
 
 from .problems import got, nearest, one_of
 
@@ -32,6 +36,16 @@ class Kind:
     supplied: frozenset[str] = frozenset()
 
 
+@runtime_checkable
+class ImageRelevance(Relevance, Protocol):
+    """A relevance that is made from a data set's images, and so can be named in a recipe."""
+
+    def fit(
+        self, images: Any, labels: Any, *, progress: Callable[[str, int, int | None], None] | None = None
+    ) -> Any:
+        """Learn or compute what is needed of the images; gives itself, a relevance over them."""
+
+
 def _pml(base: tuple[type, ...], family: str, *ours: str, supplied: frozenset[str] = frozenset()) -> Kind:
     return Kind(base, (*ours, f"pytorch_metric_learning.{family}"), supplied)
 
@@ -42,6 +56,12 @@ KINDS = {
         (Dataset,),
         ("dr_plugin.datasets", "pytorch_metric_learning.datasets", "torchvision.datasets"),
         frozenset({"split", "train", "transform", "target_transform", "progress"}),
+    ),
+    "relevance": Kind((ImageRelevance,), ("dr_plugin.relevance",), frozenset({"cache"})),
+    "stream": Kind(
+        (IterableDataset,),
+        ("dr_plugin.datasets",),
+        frozenset({"source", "batch_size", "pair_relevance", "rank", "world_size"}),
     ),
     "trunk": Kind((nn.Module,), ("dr_plugin.trunks",)),
     "convnet": Kind((nn.Module,), ("dr_plugin.trunks",)),

@@ -49,7 +49,7 @@ class Document:
         path: The file, as the user named it.
         data: Its content: dicts, lists, text, numbers, booleans and None.
         lines: For each key the line it stands on, counted from 1.
-        settings: For each key that ``--set`` gave, that ``--set``'s text.
+        settings: For each key that was given from outside, where: ``--set`` and its text, for example.
     """
 
     path: str
@@ -58,14 +58,14 @@ class Document:
     settings: dict[Key, str] = field(default_factory=dict)
 
     def where(self, key: Key) -> str:
-        """Where to look: ``file:line``, or the ``--set`` that gave the key, part of it or its holder."""
+        """Where to look: ``file:line``, or what set the key, part of it or its holder from outside."""
         for known, text in self.settings.items():
             if key and known[: len(key)] == key:
-                return f"--set {text}"
+                return text
         for length in range(len(key), 0, -1):
             part = key[:length]
             if part in self.settings:
-                return f"--set {self.settings[part]}"
+                return self.settings[part]
             if part in self.lines:
                 return f"{self.path}:{self.lines[part]}"
         return f"{self.path}:1"
@@ -129,35 +129,47 @@ def override(document: Document, settings: Sequence[str]) -> Document:
     """
     for setting in settings:
         name, equals, text = setting.partition("=")
-        parts = re.sub(r"\[(\w+)\]", r".\1", name.strip()).split(".")
-        if not equals or not all(parts):
+        if not equals or not all(_parts(name)):
             raise RecipeError(f"--set {setting}: got no key=value, expected such as stages.ranking.epochs=3")
         value = _Reader(text, f"--set {setting}", numbered=False).document()
-        _set(document, parts, value, setting)
+        put(document, name, value, f"--set {setting}")
     return document
 
 
-def _set(document: Document, parts: list[str], value: Any, setting: str) -> None:
+def put(document: Document, name: str, value: Any, place: str) -> Key:
+    """Set the key that ``name`` is the path of, as `override` does, and remember ``place`` for errors; gives the key.
+
+    Raises:
+        RecipeError: if the path is empty somewhere, or leads through a value without keys.
+    """
+    parts = _parts(name)
+    if not all(parts):
+        raise RecipeError(f"{place}: got the key {got(name)}, expected a path such as stages.ranking.epochs")
     holder: Any = document.data
     key: Key = ()
     for part in parts[:-1]:
-        step = _step(holder, part, key, setting)
+        step = _step(holder, part, key, place)
         if isinstance(holder, dict) and holder.get(part) is None:
             holder[part] = {}
         holder, key = holder[step], (*key, step)
-    last = _step(holder, parts[-1], key, setting)
+    last = _step(holder, parts[-1], key, place)
     holder[last] = value
     key = (*key, last)
     document.lines = {known: line for known, line in document.lines.items() if known[: len(key)] != key}
     document.settings = {known: text for known, text in document.settings.items() if known[: len(key)] != key}
-    document.settings[key] = setting
+    document.settings[key] = place
+    return key
 
 
-def _step(holder: Any, part: str, key: Key, setting: str) -> str | int:
+def _parts(name: str) -> list[str]:
+    return re.sub(r"\[(\w+)\]", r".\1", name.strip()).split(".")
+
+
+def _step(holder: Any, part: str, key: Key, place: str) -> str | int:
     """The key or index that ``part`` means in ``holder``."""
     if isinstance(holder, dict):
         return part
-    where = f"--set {setting}: {dotted(key) or 'recipe'}"
+    where = f"{place}: {dotted(key) or 'recipe'}"
     if not isinstance(holder, list):
         raise RecipeError(f"{where}: got {got(holder)}, expected something that has a key {part}")
     if re.fullmatch(r"[0-9]{1,6}", part, re.ASCII) and int(part) < len(holder):

@@ -47,7 +47,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
         )
     files: dict[str, bytes] = {}
     context = _context(data, files)
-    templates = _templates()
+    templates = page_templates()
     templates.globals["embed"] = lambda name: _data_uri(files[name])
     for page in ("report.html", "report.md"):
         rendered = templates.get_template(f"{page}.jinja").render(context)
@@ -57,7 +57,8 @@ def write_report(folder: Path, data: ReportData) -> Path:
     return Path(folder) / "report.html"
 
 
-def _templates() -> jinja2.Environment:
+def page_templates() -> jinja2.Environment:
+    """The templates beside this file, and how they write values."""
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("dr_plugin.experiments", "."),
         autoescape=jinja2.select_autoescape(enabled_extensions=("html.jinja",)),
@@ -80,7 +81,9 @@ def _context(data: ReportData, files: dict[str, bytes]) -> dict[str, Any]:
         "not_measured": text.NOT_MEASURED,
         "headline": _headline(data.metrics),
         "precision": _precision_table(data.metrics),
+        "in_class": _in_class_table(data.metrics),
         "stages": data.metrics.get("stages") or [],
+        "triplets": _triplet_counts(data.metrics.get("stages") or []),
         "wall_time": data.metrics.get("wall_time_s"),
         "curves": _curves(data.history, k, files),
         "examples": _examples(data, names, files),
@@ -135,6 +138,32 @@ def _precision_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "rows": table,
         "dashes": any(text.DASH in row for *_, row in table),
     }
+
+
+def _in_class_table(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Rows of (system, concordance, score), or none where the recipe has no relevance."""
+    measured = metrics.get("in_class") or {}
+    if not measured:
+        return []
+    score = f"score_at_top_{metrics['k']}"
+    rows = {"This model": measured}
+    rows |= {BASELINES.get(name, name): figures for name, figures in measured.get("baselines", {}).items()}
+    return [
+        (system, text.percent(figures.get("concordance")), text.number(figures.get(score)))
+        for system, figures in rows.items()
+    ]
+
+
+def _triplet_counts(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Of each stage that counted its triplets: the stage, and what was counted in words and figures."""
+    return [
+        (
+            stage["name"],
+            [(name.replace("_", " "), text.number(count)) for name, count in stage["triplets"].items()],
+        )
+        for stage in stages
+        if stage.get("triplets")
+    ]
 
 
 def _curves(history: Sequence[Mapping[str, Any]], k: int, files: dict[str, bytes]) -> list[dict[str, str]]:

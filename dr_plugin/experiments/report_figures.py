@@ -24,8 +24,8 @@ from PIL import Image as PILImage
 THUMBNAIL_SIZE = 72
 MAX_FILTERS = 128
 
-_BLUE, _ORANGE, _GREEN, _RED, _GREY = "#2563eb", "#c2570c", "#15803d", "#c81e1e", "#6b7280"
-_STYLE: Any = {
+BLUE, ORANGE, GREEN, RED, GREY = "#2563eb", "#c2570c", "#15803d", "#c81e1e", "#6b7280"
+STYLE: Any = {
     "font.family": "DejaVu Sans",  # ships with matplotlib, so that every machine draws the same
     "font.size": 9,
     "text.parse_math": False,  # a class or stage may be named "$x"
@@ -85,7 +85,7 @@ def filters_png(filters: NDArray[np.floating[Any]]) -> bytes:
     return image_png(grid)
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def curves_png(records: Sequence[Mapping[str, Any]], k: int) -> bytes:
     """One stage's loss above its selection precision at k, both over the images seen in that stage.
 
@@ -95,8 +95,8 @@ def curves_png(records: Sequence[Mapping[str, Any]], k: int) -> bytes:
     """
     figure = Figure(figsize=(5.4, 4.4), dpi=160, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
-    _curve(above, records, "train", "loss", _BLUE)
-    x, y = _curve(below, records, "evaluate", f"precision_at_{k}", _ORANGE)
+    _curve(above, records, "train", "loss", BLUE)
+    x, y = _curve(below, records, "evaluate", f"precision_at_{k}", ORANGE)
     above.set_ylabel("training loss")
     below.set_ylabel(f"selection precision at {k}")
     below.set_xlabel("images seen")
@@ -104,20 +104,20 @@ def curves_png(records: Sequence[Mapping[str, Any]], k: int) -> bytes:
     below.yaxis.set_major_formatter(PercentFormatter(1.0))
     if y:
         best = int(np.argmax(y))
-        below.plot(x[best], y[best], "o", color=_ORANGE, markersize=6, label=f"best: {y[best]:.2%}")
+        below.plot(x[best], y[best], "o", color=ORANGE, markersize=6, label=f"best: {y[best]:.2%}")
         below.legend(loc="lower right", frameon=False)
-    return _png(figure)
+    return to_png(figure)
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def class_precision_png(precision: NDArray[np.floating[Any]], k: int) -> bytes:
     """Precision at k of every class, sorted, with the mean; classes without a query (NaN) are left out."""
     ordered = np.sort(precision[np.isfinite(precision)])
     mean = float(ordered.mean())
     figure = Figure(figsize=(7.6, 2.4), dpi=150, layout="constrained")
     axes = figure.subplots()
-    axes.bar(np.arange(1, len(ordered) + 1), ordered, width=0.8 if len(ordered) <= 50 else 1.0, color=_BLUE)
-    axes.axhline(mean, color=_ORANGE, linestyle="--", linewidth=1.2, label=f"mean of classes {mean:.1%}")
+    axes.bar(np.arange(1, len(ordered) + 1), ordered, width=0.8 if len(ordered) <= 50 else 1.0, color=BLUE)
+    axes.axhline(mean, color=ORANGE, linestyle="--", linewidth=1.2, label=f"mean of classes {mean:.1%}")
     axes.set_ylim(0, 1)
     axes.set_xlim(0.3, len(ordered) + 0.7)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -126,10 +126,10 @@ def class_precision_png(precision: NDArray[np.floating[Any]], k: int) -> bytes:
     axes.set_ylabel(f"precision at {k}")
     axes.grid(visible=False, axis="x")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, borderaxespad=0)
-    return _png(figure)
+    return to_png(figure)
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def sheet_png(query: Tile, nearest: Sequence[Tile], farthest: Sequence[Tile]) -> bytes:
     """A query on the left, rows of its nearest and farthest images on the right, marked right or wrong."""
     blocks = [("nearest", nearest), ("farthest", farthest)]
@@ -141,16 +141,16 @@ def sheet_png(query: Tile, nearest: Sequence[Tile], farthest: Sequence[Tile]) ->
     _tile(axes, query, 0.15, 0.25)
     top = 0.0
     for (title, tiles), rows in zip(blocks, heights, strict=True):
-        axes.text(1.5, top + 0.13, title, color=_GREY, va="center", fontsize=8)
+        axes.text(1.5, top + 0.13, title, color=GREY, va="center", fontsize=8)
         for i, tile in enumerate(tiles):
             _tile(axes, tile, 1.5 + i % _TILES_A_ROW, top + 0.25 + 1.5 * (i // _TILES_A_ROW))
         top += 1.5 * rows + 0.25
-    return _png(figure)
+    return to_png(figure)
 
 
 def _tile(axes: Axes, tile: Tile, left: float, top: float) -> None:
     """Draw a 0.9 x 0.9 image at (left, top) with its mark and, below, its class and distance."""
-    color = {True: _GREEN, False: _RED, None: _GREY}[tile.right]
+    color = {True: GREEN, False: RED, None: GREY}[tile.right]
     height, width = tile.image.shape[:2]
     interpolation = "antialiased" if max(height, width) >= THUMBNAIL_SIZE // 2 else "nearest"
     half = np.array([width, height]) / max(height, width) * 0.45
@@ -168,8 +168,8 @@ def _tile(axes: Axes, tile: Tile, left: float, top: float) -> None:
         )
     below = "query" if tile.distance is None else f"{tile.distance:.3f}"
     name = tile.name if len(tile.name) <= 13 else tile.name[:12] + "…"
-    axes.text(x, top + 1.02, _drawable(name), ha="center", va="center", fontsize=6.5)
-    axes.text(x, top + 1.17, below, ha="center", va="center", fontsize=6.5, color=_GREY)
+    axes.text(x, top + 1.02, drawable(name), ha="center", va="center", fontsize=6.5)
+    axes.text(x, top + 1.17, below, ha="center", va="center", fontsize=6.5, color=GREY)
 
 
 def _curve(
@@ -181,11 +181,11 @@ def _curve(
     if chosen:
         axes.plot(x, y, color=color, linewidth=1.4, marker="." if len(x) <= 25 else None)
     else:
-        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=_GREY)
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=GREY)
     return x, y
 
 
-def _drawable(text: str) -> str:
+def drawable(text: str) -> str:
     """The text with what the drawing font lacks replaced, so that no name can fail or warn."""
     return "".join(c if ord(c) in _glyphs() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
@@ -195,7 +195,8 @@ def _glyphs() -> frozenset[int]:
     return frozenset(get_font(findfont(FontProperties(family="DejaVu Sans"))).get_charmap())
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """The figure's file; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     # Without "Software" the bytes do not name matplotlib's version.
     FigureCanvasAgg(figure)

@@ -38,6 +38,10 @@ def run_experiment(
         ValueError: if the folder, device or data do not fit.
         TrainingError: if the loss or a weight is no longer finite.
     """
+    if recipe.sweep is not None:
+        raise RecipeError(
+            f"{recipe.name}: sweep: got a sweep, expected one experiment; run_sweep runs sweeps"
+        )
     reporter = reporter or SilentReporter()
     chosen = pick_device(device)
     state = _checked_folder(folder, resume)
@@ -69,6 +73,10 @@ def _checked_folder(folder: Path, resume: bool) -> dict[str, Any] | None:
                 f"--resume: {folder} holds no recipe.yaml, expected the folder of an earlier run"
             )
         last = folder / "checkpoint" / "last.pt"
+        if not last.exists() and (folder / "metrics.json").exists():  # to start anew would cost what is there
+            raise RecipeError(
+                f"--resume: {folder} holds a finished run without last.pt, as a sweep leaves it"
+            )
         return checkpoint.load(last) if last.exists() else None
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RecipeError(

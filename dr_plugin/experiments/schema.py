@@ -32,6 +32,7 @@ Text = Annotated[str, Field(min_length=1)]
 Pair = Annotated[tuple[Positive, Positive], Strict(False)]
 Channels = Annotated[tuple[float, float, float], Strict(False)]
 Baseline = Literal["untrained", "pixels", "hog"]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class _Section(BaseModel):
@@ -158,6 +159,7 @@ class RankingStage(_Stage):
     """A metric loss on what a sampler puts into a batch and a miner takes from it."""
 
     kind: Literal["ranking"] = "ranking"
+    stream: Slot | None = None  # in the place of a sampler
     sampler: Slot | None = None
     miner: Slot | None = None
     loss: Slot
@@ -230,6 +232,27 @@ class Limits(_Section):
     images: Count | None = None
 
 
+class Sweep(_Section):
+    """The recipe run again and again, with other values of some keys and other seeds.
+
+    Its points are every combination of ``grid``, then those of ``points``; each runs once a seed.
+    """
+
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    points: list[dict[str, Any]] = []
+    shared_stages: Whole = 0
+    x: Text | None = None
+    figures: Annotated[list[Text], Field(min_length=1)] | None = None
+
+    @field_validator("seeds", "figures")
+    @classmethod
+    def _each_once(cls, value: list[Any] | None) -> list[Any] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError("each of them once")
+        return value
+
+
 class _Representer(SafeRepresenter):
     """Quotes text with line breaks and control characters, which YAML would fold or drop."""
 
@@ -245,18 +268,20 @@ class Recipe(_Section):
     """One experiment, complete: the file's text and the defaults of all that it leaves out."""
 
     name: Text
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    seed: Seed = 0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     channels_last: bool = True
     compile: bool = False
     tensorboard: bool = False
     data: Data
+    relevance: Slot | None = None
     trunk: Slot
     stages: Annotated[list[_TaggedStage], Field(min_length=1)]
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
     checkpoint: Checkpoint = Checkpoint()
     limits: Limits = Limits()
+    sweep: Sweep | None = None
 
     @field_validator("name")
     @classmethod

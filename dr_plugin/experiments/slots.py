@@ -18,10 +18,12 @@ class Supply:
     Attributes:
         values: The recipe's own value comes first, but for the kind's ``supplied``, which it may not give.
         binding: Names whose value the recipe may repeat but not contradict, each with the value's source.
+        lacking: Names that the run could give and does not in this recipe, each with what to do about it.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     binding: Mapping[str, str] = field(default_factory=dict)
+    lacking: Mapping[str, str] = field(default_factory=dict)
 
 
 class BuildError(ValueError):
@@ -149,7 +151,10 @@ def _missing(
     cls: type, signature: Signature, given: Mapping[str, Any], supply: Supply, key: Key
 ) -> list[Problem]:
     return [
-        Problem((*key, name), f"got nothing, expected a value: {cls.__name__} needs it")
+        Problem(
+            (*key, name),
+            f"got nothing, expected {supply.lacking.get(name, 'a value')}: {cls.__name__} needs it",
+        )
         for name, argument in signature.arguments.items()
         if argument.needed and name not in given and name not in supply.values
     ]

@@ -79,6 +79,8 @@ class StageRun:
             "learning_rate": trainer.learning_rate(),
             "images_per_s": round(speed, 1),
         }
+        if counters := trainer.triplet_counters:
+            record["triplets"] = counters
         self.context.journal.write(record)
         self.context.reporter.update(
             self.stage.name,
@@ -131,6 +133,8 @@ class StageRun:
             "images_per_s": round(self.trainer.images_seen / max(self.train_seconds, 1e-9), 1),
             "selection": self.best,
         }
+        if counters := self.trainer.triplet_counters:
+            summary["triplets"] = counters
         self.finished.append(summary)
         self.context.save(self.index + 1, self.finished, {"models": {"trunk": self.trunk.state_dict()}})
         return summary

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from pytorch_metric_learning.trainers import BaseTrainer, MetricLossOnly
+from pytorch_metric_learning.trainers import BaseTrainer
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import nn
 
@@ -140,9 +140,7 @@ class StageTrainer(BaseTrainer):
         The labels stay on the CPU, where a miner can read them without waiting for a GPU; PML's miners and losses
         move what they need. Only a subset miner's indices ask for them on the device.
         """
-        # Pinned, so that the copy to a GPU does not hold up the host.
-        taken = self.dataset.batch(self.batches[self.iteration], pin=self.data_device.type == "cuda")
-        images, labels = self.data_and_label_getter(taken)
+        images, labels = self.data_and_label_getter(self.take_batch())
         labels = c_f.process_label(labels, self.label_hierarchy_level, self.label_mapper)  # gives CPU labels
         images = images.to(self.data_device, non_blocking=True)
         if "subset_batch_miner" in self.mining_funcs:
@@ -150,6 +148,11 @@ class StageTrainer(BaseTrainer):
         images = self.augment(images, generator=self.augment_generator, training=True)
         batch: tuple[torch.Tensor, torch.Tensor] = self.maybe_do_batch_mining(images, labels)
         return batch
+
+    def take_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The step's images as they are stored, uint8 (B, 3, H, W), and their labels (B,)."""
+        # Pinned, so that the copy to a GPU does not hold up the host.
+        return self.dataset.batch(self.batches[self.iteration], pin=self.data_device.type == "cuda")
 
     def autocast(self) -> AbstractContextManager[None]:
         """Autocast of the models' forward pass to the precision asked for."""
@@ -215,6 +218,11 @@ class StageTrainer(BaseTrainer):
     def learning_rate(self) -> float:
         """The trunk's present learning rate."""
         return float(self.optimizers["trunk_optimizer"].param_groups[0]["lr"])
+
+    @property
+    def triplet_counters(self) -> dict[str, int]:
+        """What was counted of the triplets since the stage began; nothing here."""
+        return {}
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -297,7 +305,3 @@ class StageTrainer(BaseTrainer):
 
 
 _POSITION = ("epochs_done", "batches_done", "steps_done", "images_seen", "loss_count")
-
-
-class RankingTrainer(StageTrainer, MetricLossOnly):
-    """PML's ``MetricLossOnly``, miner and metric loss included, on the loop above."""

@@ -12,8 +12,9 @@ from torch.utils.data import BatchSampler, RandomSampler
 
 from dr_plugin.datasets import BatchAugment
 from dr_plugin.experiments import checkpoint
+from dr_plugin.experiments.ranking import RankingTrainer
 from dr_plugin.experiments.softmax import SoftmaxTrainer
-from dr_plugin.experiments.trainer import RankingTrainer, TrainingError
+from dr_plugin.experiments.trainer import TrainingError
 from dr_plugin.losses import DeepRankingLoss
 from dr_plugin.metrics import RankingAccuracyCalculator, nearest, precision_at_k
 from dr_plugin.miners import UniformTripletMiner

@@ -7,6 +7,7 @@ import pytest
 from dr_plugin.experiments import shipped
 from dr_plugin.experiments.recipe import load_recipe
 from dr_plugin.experiments.run import run_experiment
+from dr_plugin.experiments.sweep import run_sweep
 
 FILES = sorted(shipped.recipes_folder().rglob("*.yaml"))
 
@@ -37,6 +38,11 @@ def smaller(recipe, root):
         recipe.trunk.arguments.get("convnet") == "alexnet"
     ):  # 57 million parameters are not what is tested here
         overrides += ["data.image_size=64", "trunk.input_size=64", "trunk.embedding_size=32"]
+    if recipe.sweep is not None:  # one seed, the grid's first point and the first of the further ones
+        sweep = recipe.sweep.model_dump()
+        sweep["grid"] = {key: values[:1] for key, values in sweep["grid"].items()}
+        sweep |= {"seeds": sweep["seeds"][:1], "points": sweep["points"][:1], "figures": None}
+        overrides.append(f"sweep={json.dumps(sweep)}")
     return overrides
 
 
@@ -52,11 +58,16 @@ def test_recipe_runs_to_its_report(file, tmp_path, make_tiny_imagenet):
     if recipe.data.dataset.type == "TinyImageNet":
         make_tiny_imagenet(tmp_path / "data", classes=12, train=14, val=3)
     overrides = [*smaller(recipe, tmp_path / "data"), f"data.cache={tmp_path / 'cache'}"]
-    result = run_experiment(load_recipe(file, overrides), tmp_path / "run", device="cpu")
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert [item["steps"] for item in metrics["stages"]] == [2] * len(recipe.stages)
-    assert set(metrics["baselines"]) == set(recipe.evaluation.baselines)
-    assert 0 <= metrics["val"]["precision_at_5"] <= 1
+    run = run_experiment if recipe.sweep is None else run_sweep
+    result = run(load_recipe(file, overrides), tmp_path / "run", device="cpu")
+    files = [tmp_path / "run" / "metrics.json"]
+    if recipe.sweep is not None:
+        files = list((tmp_path / "run" / "runs").glob("*/metrics.json"))
+        assert len(files) == bool(recipe.sweep.grid) + bool(recipe.sweep.points)
+    for metrics in (json.loads(path.read_text()) for path in files):
+        assert [item["steps"] for item in metrics["stages"]] == [2] * len(recipe.stages)
+        assert set(metrics["baselines"]) == set(recipe.evaluation.baselines)
+        assert 0 <= metrics["val"]["precision_at_5"] <= 1
     assert result.report.stat().st_size > 10_000
 
 

@@ -1,0 +1,113 @@
+"""The relevance of a run: computed from the images that are trained on, once, and kept beside the packed images."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import platformdirs
+import torch
+
+from dr_plugin.datasets import PackedImages
+from dr_plugin.metrics import concordance, concordance_score
+from dr_plugin.triplets import Relevance
+
+from . import build
+from .recipe import Recipe
+
+Progress = Callable[[str, int, int | None], None]
+_ROUNDING = 1e-5  # of float32 distances, which the radius comes from
+
+
+@dataclass(frozen=True)
+class RunRelevance:
+    """The recipe's relevance over the images that are trained on.
+
+    Attributes:
+        fitted: What the recipe's slot made of the images.
+        stored: The same numbers class by class on disk, from which training draws.
+    """
+
+    fitted: Any
+    stored: Relevance
+
+    @property
+    def knows_new_images(self) -> bool:
+        """Whether it can say how relevant a new image is to those it was fitted to."""
+        return hasattr(self.fitted, "cross")
+
+
+def load_relevance(
+    recipe: Recipe, images: PackedImages, progress: Progress | None = None
+) -> RunRelevance | None:
+    """Fit the recipe's relevance to these images; None where the recipe has none.
+
+    Raises:
+        RecipeError: if the slot's class refuses its arguments.
+        ValueError: from the class, if the images do not suit it.
+    """
+    if recipe.relevance is None:
+        return None
+    from dr_plugin.relevance import StoredRelevance
+
+    folder = _folder(recipe)
+    unfitted = build.build_relevance(recipe, folder / "features")
+    fitted = unfitted.fit(images, images.labels, progress=progress)
+    return RunRelevance(fitted, StoredRelevance.build(fitted, folder / "classes", progress=progress))
+
+
+@dataclass(frozen=True)
+class WantedOrder:
+    """How relevant the training images of each query's class are to it: the order that a model is measured by.
+
+    Attributes:
+        classes: For each class of the queries: their places, the places of the class in the gallery, and r (q, n).
+    """
+
+    classes: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+    @classmethod
+    def of(cls, relevance: RunRelevance, queries: PackedImages, gallery: PackedImages) -> Self:
+        """Compute it; ``gallery`` holds the images that the relevance was fitted to."""
+        classes = []
+        for label in queries.labels.unique():
+            rows, columns = ((images.labels == label).nonzero().flatten() for images in (queries, gallery))
+            wanted = relevance.fitted.cross(queries.subset(rows), columns.numpy())
+            classes.append((rows, columns, torch.as_tensor(wanted)))
+        return cls(classes)
+
+    def figures(
+        self, query: torch.Tensor, gallery: torch.Tensor, radius: torch.Tensor
+    ) -> tuple[float, float]:
+        """Does a model rank the more relevant image of the query's class first?
+
+        Args:
+            query: Embeddings (Q, D).
+            gallery: Embeddings (N, D).
+            radius: Distance of each query's K-th nearest of the gallery, of any class (Q,).
+        Returns:
+            The mean concordance and the mean concordance score over the queries that have an order to find; see
+            `dr_plugin.metrics.concordance`.
+        """
+        figures: list[torch.Tensor] = []
+        for rows, columns, wanted in self.classes:
+            near, far = query[rows.to(query.device)], gallery[columns.to(gallery.device)]
+            distances = torch.cdist(near.double(), far.double()).cpu()
+            limit = radius[rows.to(radius.device)].cpu().double()
+            score = concordance_score(distances, wanted, limit * (1 + _ROUNDING))
+            figures.append(torch.stack((concordance(distances, wanted), score)))
+        values = torch.cat(figures, dim=1)
+        means = values[:, ~values[0].isnan()].mean(dim=1).tolist()
+        return means[0], means[1]
+
+
+def _folder(recipe: Recipe) -> Path:
+    """Where features and class blocks lie: one folder for each relevance of each choice of images."""
+    data = recipe.data
+    root = Path(data.cache) if data.cache is not None else platformdirs.user_cache_path("dr_plugin")
+    slot = recipe.relevance.model_dump() if recipe.relevance is not None else None
+    what = [data.dataset.model_dump(), data.classes, data.selection, data.packed_size, recipe.seed, slot]
+    name = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return root / "relevance" / name

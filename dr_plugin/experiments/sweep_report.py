@@ -1,0 +1,81 @@
+"""The table of a sweep as `sweep.json`, `sweep.md`, `sweep.png` and a `sweep.html` that stands alone."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from .atomic import replacing, write_json, write_text
+from .report import page_templates
+from .report_text import DASH, NOT_MEASURED, duration, number
+from .sweep_figures import sweep_png
+
+
+def write_sweep_report(folder: Path, table: dict[str, Any]) -> Path:
+    """Write the four files, each whole or not at all, and give back the path of ``sweep.html``.
+
+    Args:
+        folder: The sweep's folder.
+        table: As `summarise` gives it.
+    """
+    picture = sweep_png(table)
+    templates = page_templates()
+    templates.filters |= {"level": level, "deviation": _deviation, "interval": _interval}
+    context = {
+        **table,
+        "finished": sum(len(row["runs"]) for row in table["points"]),
+        "total": len(table["points"]) * len(table["seeds"]),
+        "not_measured": NOT_MEASURED,
+        "picture": "data:image/png;base64," + base64.b64encode(picture).decode("ascii"),
+        "rows": [_row(row, table) for row in table["points"]],
+    }
+    pages = {name: templates.get_template(f"{name}.jinja").render(context) for name in _PAGES}
+    write_json(folder / "sweep.json", table)
+    with replacing(folder / "sweep.png") as file:
+        file.write(picture)
+    for name, text in pages.items():
+        write_text(folder / name, text)
+    return folder / "sweep.html"
+
+
+_PAGES = ("sweep.md", "sweep.html")
+
+
+def _row(row: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """A point as the pages show it."""
+    runs = f"{len(row['runs'])} of {len(table['seeds'])}"
+    speed, time = number(row["images_per_s"]["mean"]), duration(row["wall_time_s"]["mean"])
+    return {**row, "done": runs, "speed": speed, "time": time}
+
+
+def level(item: dict[str, Any]) -> str:
+    """The mean and, from two seeds on, the standard deviation."""
+    if item["mean"] is None:
+        return NOT_MEASURED
+    deviation = "" if item["std"] is None else f" ± {_decimal(item['std'], item['mean'])}"
+    return f"{_decimal(item['mean'], item['mean'])}{deviation} (n = {item['n']})"
+
+
+def _deviation(difference: dict[str, Any] | None) -> str:
+    """A difference to the first point, with its sign."""
+    if difference is None:
+        return DASH
+    if difference["mean"] is None:
+        return NOT_MEASURED
+    return _decimal(difference["mean"], difference["mean"], sign="+")
+
+
+def _interval(difference: dict[str, Any] | None) -> str:
+    """The interval of a difference; a dash where there is none."""
+    if difference is None or difference["low"] is None:
+        return DASH
+    size = max(abs(difference["low"]), abs(difference["high"]))
+    low, high = (_decimal(difference[end], size, sign="+") for end in ("low", "high"))
+    return f"{low} to {high}"
+
+
+def _decimal(value: float, size: float, sign: str = "") -> str:
+    """Four decimals for shares and the like, fewer for larger figures, few digits for tiny ones."""
+    if 0 < abs(size) < 1e-3:
+        return f"{value:{sign}.2e}"
+    digits = 4 if abs(size) < 10 else 2 if abs(size) < 1000 else 1
+    return f"{value:{sign},.{digits}f}"
