@@ -14,6 +14,7 @@ from dr_plugin.miners.random_triplets import RandomTripletMiner, Triplets
 from dr_plugin.triplets import (
     RANDOM_BITS,
     ClassLayout,
+    NoTripletError,
     Relevance,
     RelevantTriplets,
     TripletDraw,
@@ -267,7 +268,7 @@ class ReservoirTripletMiner(RandomTripletMiner):
         """None where the draw gives up, as (8) holds too rarely: one batch does not end the training."""
         try:
             return triplets.draw(count, self.random_bits)
-        except ValueError:
+        except NoTripletError:
             return None
 
     def get_extra_state(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class ReservoirTripletSampler(PackagedTripletSampler):
     ratio stays the one asked for. Triplets are independent. For PML's `MetricLossOnly(sampler=...)` with the miner
     `EmbeddingsAlreadyPackagedAsTriplets`.
 
-    - `capacity=None` holds all relevances within classes, 9 bytes for each, and follows the law exactly. Batch b of
+    - `capacity=None` holds all relevances within classes, 10 bytes for each, and follows the law exactly. Batch b of
       epoch e depends on (seed, e, b) and the data only.
     - With a capacity, no more than so many images of each class are held: the data set's numbers stream through
       weighted reservoirs, and the triplets are drawn from what these hold, out-of-class negatives uniformly. Memory

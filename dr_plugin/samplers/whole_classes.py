@@ -13,7 +13,7 @@ from dr_plugin.triplets import ClassLayout, Relevance, RelevantTriplets, Triplet
 Flags = npt.NDArray[np.bool_]
 
 _AT_ONCE = 2**14  # triplets that are drawn together: small draws would take far longer
-MAX_ENTRIES = 2**29  # relevances in the table, which takes 9 bytes for each: 4.5 GiB
+MAX_ENTRIES = 2**29  # relevances in the table, which takes 10 bytes for each: 5 GiB
 
 
 class WholeClasses:

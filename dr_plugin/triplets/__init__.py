@@ -1,6 +1,6 @@
 """The paper's triplet draws, on labels and relevances alone: no images, no embeddings."""
 
-from dr_plugin.triplets.draws import TripletDraw, Weighting, check_draw
+from dr_plugin.triplets.draws import NoTripletError, TripletDraw, Weighting, check_draw
 from dr_plugin.triplets.layout import ClassLayout
 from dr_plugin.triplets.relevances import Relevance, TableRelevance, as_relevance, blocks, class_entries
 from dr_plugin.triplets.relevant import RelevantTriplets
@@ -9,6 +9,7 @@ from dr_plugin.triplets.uniform import RANDOM_BITS, UniformTriplets, uniform_bel
 __all__ = [
     "RANDOM_BITS",
     "ClassLayout",
+    "NoTripletError",
     "Relevance",
     "RelevantTriplets",
     "TableRelevance",

@@ -9,6 +9,10 @@ from torch import Tensor
 Weighting = Literal["relevance", "uniform"]
 
 
+class NoTripletError(ValueError):
+    """What is at hand gives no triplet of a wanted kind, or hardly ever one."""
+
+
 class TripletDraw(NamedTuple):
     """Triplets, and what it took to draw them.
 

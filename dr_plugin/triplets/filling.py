@@ -16,7 +16,7 @@ from dr_plugin.triplets.candidates import (
     Floats,
     Reservoirs,
 )
-from dr_plugin.triplets.draws import TripletDraw
+from dr_plugin.triplets.draws import NoTripletError, TripletDraw
 from dr_plugin.triplets.relevances import Indices
 
 AT_ONCE = 2**14  # triplets, or attempts at some, that are worked on together
@@ -26,10 +26,6 @@ _DOUBTFUL = 64  # candidates after which it is asked whether there is anything t
 _SEARCH = 2**12  # candidates after which a search ends
 _REDRAWS = 64  # of a query that is relevant to none
 _HOPELESS = 4096  # attempts without a triplet after which a draw gives up
-
-
-class NoTripletError(ValueError):
-    """What the reservoirs hold gives no triplet of a wanted kind."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dr_plugin.triplets.draws import TripletDraw, Weighting, check_draw
+from dr_plugin.triplets.draws import NoTripletError, TripletDraw, Weighting, check_draw
 from dr_plugin.triplets.layout import ClassLayout
 from dr_plugin.triplets.rows import RelevanceRows, at
 from dr_plugin.triplets.uniform import RANDOM_BITS, uniform_below
@@ -141,16 +141,16 @@ class RelevantTriplets:
         """Refuse a ratio that asks for triplets of a kind of which there are none; `draw` does so first of all.
 
         Raises:
-            ValueError: if so.
+            NoTripletError: if so; a ValueError.
         """
         if self._ratio > 0 and not len(self.out_of_class_queries):
             what = "of relevance 0" if self._zero_negatives else "of another class"
-            raise ValueError(
+            raise NoTripletError(
                 f"out_of_class_ratio: got one above 0, but no image has both a relevant positive and a "
                 f"reference {what}: expected 0"
             )
         if self._ratio < 1 << RANDOM_BITS and not len(self.in_class_queries):
-            raise ValueError(
+            raise NoTripletError(
                 f"out_of_class_ratio: got one below 1, but no image has two references in its class whose "
                 f"relevances differ, by relevance_margin={self._margin} or more: expected 1, or a smaller margin"
             )
@@ -221,7 +221,7 @@ class RelevantTriplets:
             # Enough, most likely, to be the last: by the share that was accepted so far, and some more.
             attempts = min((wanted - found) * (begun + 1) * 5 // (found + 1) // 4 + 16, _CHUNK)
             if idle >= _GIVE_UP:
-                raise ValueError(
+                raise NoTripletError(
                     f"relevance_margin: got {self._margin}, which so few in-class pairs have that {idle} "
                     f"triplets in a row were discarded; expected a smaller margin, or more max_trials"
                 )

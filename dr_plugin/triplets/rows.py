@@ -37,13 +37,14 @@ class RelevanceRows:
         threshold: T_p; None: no threshold.
         candidate_weights: A factor for each reference; None: 1.
         uniform: Whether weights leave r out.
-        positive_only: Under `uniform`, weight 0 where r = 0.
+        positive_only: Under `uniform`, weight 0 where r = 0; needed for `draw_zero`.
     Attributes:
         values: (E,) float32, r, sorted in each row.
         sums: (rows,) float64, the sum of r times the candidate weights.
         total: (rows,) long, the sum of the whole numbers, 0 where nothing can be drawn.
-        lowest, highest: (rows,) float32, extremes of r among the entries that can be drawn.
-        zeros: (rows,) long, how many entries have r = 0, not counting the image itself.
+        lowest, highest: (rows,) float32, extremes of r among the entries that can be drawn; 0 if there are none.
+        zeros: (rows,) long, under `positive_only`: how many entries have r = 0, not counting the image itself;
+            0 where nothing can be drawn.
     Shape:
         values (E,), candidate_weights (M,) float64.
     Raises:
@@ -114,14 +115,16 @@ class RelevanceRows:
         return weights
 
     def _find_extremes(self) -> None:
-        """Set `lowest`, `highest` and `zeros` of the rows that can be drawn from; 0 for the others."""
+        """Set `lowest`, `highest` and `zeros` of the rows that can be drawn from."""
         row = torch.nonzero(self.total).squeeze(1)
         last = at(self._layout.offset, row + 1) - 1
         nothing, all_but_one = torch.zeros_like(last).int(), (at(self.total, row) - 1).int()
         self.lowest[row] = at(self.values, self._first_above(self._running, row, last, nothing))
         self.highest[row] = at(self.values, self._first_above(self._running, row, last, all_but_one))
-        positive = self._first_above(self.values, row, last, nothing)  # the last entry, if there is none
-        self.zeros[row] = positive + (at(self.values, positive) == 0) - at(self._layout.offset, row)
+        if self._positive_only:
+            self.zeros[row] = self._first_above(self.values, row, last, nothing) - at(
+                self._layout.offset, row
+            )
 
     def draw(self, row: Tensor, bits: Tensor) -> Tensor:
         """One entry of each row by weight; `total` must be above 0.

@@ -11,8 +11,8 @@ from dr_plugin.triplets.candidates import (
     Pairs,
     Reservoirs,
 )
-from dr_plugin.triplets.draws import TripletDraw, Weighting, check_draw
-from dr_plugin.triplets.filling import AT_ONCE, Filling, NoTripletError, Options, Triplets
+from dr_plugin.triplets.draws import NoTripletError, TripletDraw, Weighting, check_draw
+from dr_plugin.triplets.filling import AT_ONCE, Filling, Options, Triplets
 
 __all__ = ["BYSTANDER", "NoTripletError", "StreamedTriplets"]
 

@@ -80,6 +80,7 @@ def test_sums_and_extremes_of_rows(labels, values, threshold, uniform, positive_
         if possible:
             assert rows.lowest[row] == min(possible)
             assert rows.highest[row] == max(possible)
+        if possible and positive_only:
             assert rows.zeros[row] == sum(r[q, n] == 0 for n in mates)
 
 
@@ -116,6 +117,17 @@ def test_a_row_longer_than_a_part_is_drawn_from_whole(monkeypatch):
     expected = 39_999 - 39_999 * share.sqrt()
     assert (drawn - expected).abs().max() <= 40
     assert drawn[-1] == 0
+
+
+def test_one_long_row_among_very_many_short_ones_is_sorted():
+    layout = ClassLayout(
+        torch.cat((torch.zeros(40_000), torch.ones(1))).long(),
+        torch.cat((torch.zeros(1), torch.ones(80_000))).long(),
+    )
+    values = torch.rand(layout.size, generator=torch.Generator().manual_seed(0))
+    rows = RelevanceRows(layout, values)
+    assert torch.equal(rows.values[:40_000], values[:40_000])
+    assert torch.equal(rows.values[40_000:], values[40_000:].sort().values)
 
 
 def test_values_of_a_read_only_memory_map_and_of_other_float_types(tmp_path):
