@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
-from dr_plugin.triplets import Relevance
+from dr_plugin.triplets import as_relevance
 
 from .shard_reader import IMAGE_SUFFIXES
 
@@ -42,7 +42,7 @@ class Contents(NamedTuple):
     features: npt.NDArray[Any] | None
 
     @classmethod
-    def of(cls, images: Any, labels: Any, relevance: Relevance | None, features: Any) -> "Contents":
+    def of(cls, images: Any, labels: Any, relevance: object, features: Any) -> "Contents":
         """Check what `write_shards` was given; no image is read."""
         paths, batch, count = _images(images)
         if count == 0:
@@ -52,9 +52,8 @@ class Contents(NamedTuple):
             raise ValueError(
                 f"labels: got {classes.dtype} {classes.shape}, expected one integer for each of {count} images"
             )
-        return cls(
-            paths, batch, classes.astype(np.int64), _totals(relevance, count), _features(features, count)
-        )
+        classes = classes.astype(np.int64)
+        return cls(paths, batch, classes, _totals(relevance, classes), _features(features, count))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -133,13 +132,13 @@ def _images(images: Any) -> tuple[list[Path] | None, Callable[[Indices], tuple[A
     return None, lambda indices: (array[indices], None), len(array)
 
 
-def _totals(relevance: Relevance | None, count: int) -> npt.NDArray[np.float64] | None:
+def _totals(relevance: object, classes: Indices) -> npt.NDArray[np.float64] | None:
     if relevance is None:
         return None
-    if len(relevance) != count:
-        raise ValueError(f"relevance: got one over {len(relevance)} images, expected {count}")
+    count = len(classes)
+    checked = as_relevance(relevance, classes, count)
     parts = np.array_split(np.arange(count), -(-count // _CHUNK))
-    totals = np.concatenate([np.asarray(relevance.total(part), np.float64) for part in parts])
+    totals = np.concatenate([np.asarray(checked.total(part), np.float64) for part in parts])
     wrong = ~(np.isfinite(totals) & (totals >= 0))
     if wrong.any():
         index = int(wrong.argmax())

@@ -1,7 +1,8 @@
 """Triplets from a stream of images that does not fit in memory."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.distributed
@@ -12,7 +13,7 @@ from dr_plugin.triplets.draws import Weighting
 from dr_plugin.triplets.kernels import Kernel
 
 from .stream_part import Options, PairRelevance, StreamPart, paired
-from .stream_source import CallableSource, Items, Paths, ShardSource
+from .stream_source import Items, Paths, source_of
 
 _COUNTERS = (
     "accepted",
@@ -52,7 +53,8 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
 
     Args:
         source: A folder that `write_shards` wrote, a pattern or a list of tar shards (local files); or a callable that
-            gives an iterable of (image bytes, uint8 array or PIL image; label; relevance[; feature]) for each pass.
+            gives an iterable of (image bytes, uint8 array or PIL image; label; relevance[; feature]) for each pass,
+            or an iterable of these that can be read again, such as a list.
         batch_size: Images a batch, a positive multiple of 3.
         byte_budget: Bytes; at least 16 times the largest image for each loader worker.
         out_of_class_ratio: Share of negatives from other classes; the rest needs `pair_relevance`.
@@ -85,7 +87,7 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
 
     def __init__(
         self,
-        source: Paths | Items,
+        source: Paths | Items | Iterable[Any],
         *,
         batch_size: int,
         byte_budget: int,
@@ -125,7 +127,7 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
         self._options.check()
         self._ranks_given = world_size is not None
         self.rank, self.world_size = _ranks(rank, world_size)
-        self._source = CallableSource(source, presplit=presplit) if callable(source) else ShardSource(source)
+        self._source = source_of(source, presplit=presplit)
         self._source.check(self.world_size, 1)
         self.batch_size, self.byte_budget, self.seed = batch_size, byte_budget, seed
         self.batches_per_epoch = batches_per_epoch or self._default_batches()

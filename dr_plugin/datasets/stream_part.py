@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 from dr_plugin.reservoirs import ClassReservoirs
 from dr_plugin.reservoirs.checks import check_whole
 from dr_plugin.triplets.candidates import BYSTANDER
-from dr_plugin.triplets.draws import Weighting
+from dr_plugin.triplets.draws import Weighting, check_draw
 from dr_plugin.triplets.kernels import Kernel
 from dr_plugin.triplets.streamed import StreamedTriplets
 
@@ -61,14 +62,29 @@ class Options:
         if self.size is not None:
             check_whole("size", self.size, minimum=1)
         check_whole("max_bad_images", self.max_bad_images, minimum=0)
-        if not 0 < self.triplets_per_image < math.inf:
-            raise ValueError(f"triplets_per_image: got {self.triplets_per_image}, expected a number above 0")
+        check_draw(
+            out_of_class_ratio=self.out_of_class_ratio,
+            relevance_threshold=self.relevance_threshold,
+            relevance_margin=self.relevance_margin,
+            weighting=self.weighting,
+            max_trials=self.max_trials,
+        )
+        number = isinstance(self.triplets_per_image, Real) and not isinstance(self.triplets_per_image, bool)
+        if not number or not 0 < self.triplets_per_image < math.inf:
+            raise ValueError(
+                f"triplets_per_image: got {self.triplets_per_image!r}, expected a finite number above 0"
+            )
+        if not isinstance(self.exact, bool):
+            raise ValueError(f"exact: got {self.exact!r}, expected True or False")
+        if self.pair_relevance is not None and not callable(self.pair_relevance):
+            raise ValueError(
+                f"pair_relevance: got {self.pair_relevance!r}, expected a kernel, its name, a function or None"
+            )
         if self.out_of_class_ratio < 1 and self.pair_relevance is None:
             raise ValueError(
                 f"out_of_class_ratio: got {self.out_of_class_ratio} without pair_relevance, expected 1.0: in-class "
                 "negatives are drawn by r(i, j); write shards with features and name a kernel, or pass a function"
             )
-        self.draws(ClassReservoirs(1), np.asarray)  # checks what concerns the draw
 
     def draws(
         self, reservoirs: ClassReservoirs, features: Callable[[npt.NDArray[Any]], Any]

@@ -4,6 +4,7 @@ import operator
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,21 @@ from .stream_part import Samples
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Items = Callable[..., Iterable[Any]]
+
+
+def source_of(source: Any, *, presplit: bool) -> "ShardSource | CallableSource":
+    """Shards by their pattern or paths, or the items of a callable or of an iterable that can be read again."""
+    if callable(source):
+        return CallableSource(source, presplit=presplit)
+    paths = [source] if isinstance(source, str | os.PathLike) else source
+    if isinstance(paths, Sequence) and all(isinstance(path, str | os.PathLike) for path in paths):
+        return ShardSource(source)
+    if not isinstance(source, Iterable) or iter(source) is source:
+        raise ValueError(
+            f"source: got a {type(source).__name__}, expected a shard pattern, a list of shards, or (image, label, "
+            "relevance) items that can be read pass after pass: a list, or a function that gives an iterator"
+        )
+    return CallableSource(partial(iter, source), presplit=False)
 
 
 class ShardSource:

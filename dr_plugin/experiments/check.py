@@ -17,6 +17,7 @@ from pytorch_metric_learning.samplers import FixedSetOfTriplets
 from torch import nn
 from torch.utils.data import BatchSampler
 
+from dr_plugin.samplers.packaged import PackagedTripletSampler
 from dr_plugin.triplets.relevances import Indices
 
 from .build import (
@@ -175,6 +176,14 @@ class _Check:
         sampler = self._sampler(stage, (*key, "sampler"))
         if stage.stream is not None:
             self._stream(stage, stage.stream, (*key, "stream"))
+        packaged = sampler is not None and issubclass(sampler.cls, PackagedTripletSampler)
+        if (packaged or stage.stream is not None) and (
+            stage.miner is None
+            or stage.miner.type.rpartition(".")[2] != EmbeddingsAlreadyPackagedAsTriplets.__name__
+        ):
+            given = "null" if stage.miner is None else got(stage.miner.type)
+            wanted = EmbeddingsAlreadyPackagedAsTriplets.__name__
+            self._add((*key, "miner"), f"got {given}, expected {wanted}: another leaves the triplets unread")
         if stage.miner is not None:
             supply = miner_supply(self.recipe, self._stand_in())
             miner = self._plan("miner", stage.miner, (*key, "miner"), supply)

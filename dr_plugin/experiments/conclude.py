@@ -101,8 +101,7 @@ def _in_class(
     if order is None:
         return {}
     k, gallery = context.recipe.evaluation.k, train[context.data.fit.to(train.device)]
-    distances, _ = nearest(val, gallery, k, backend=context.recipe.evaluation.backend)
-    right, score = order.figures(val, gallery, distances[:, -1])
+    right, score = order.figures(val, gallery, k)
     return {"concordance": right, f"score_at_top_{k}": score}
 
 

@@ -29,11 +29,13 @@ class Kind:
         bases: A class named in a slot has to derive from one of these.
         modules: Where names are looked up, in this order.
         supplied: Arguments that only the run can give; a recipe may not.
+        described: In place of the bases' names, where these would tell a recipe's reader nothing.
     """
 
     bases: tuple[type, ...]
     modules: tuple[str, ...] = ()
     supplied: frozenset[str] = frozenset()
+    described: str | None = None
 
 
 @runtime_checkable
@@ -57,7 +59,12 @@ KINDS = {
         ("dr_plugin.datasets", "pytorch_metric_learning.datasets", "torchvision.datasets"),
         frozenset({"split", "train", "transform", "target_transform", "progress"}),
     ),
-    "relevance": Kind((ImageRelevance,), ("dr_plugin.relevance",), frozenset({"cache"})),
+    "relevance": Kind(
+        (ImageRelevance,),
+        ("dr_plugin.relevance",),
+        frozenset({"cache"}),
+        "a class with the methods fit(images, labels, progress=), pairs(i, j), total(i) and __len__",
+    ),
     "stream": Kind(
         (IterableDataset,),
         ("dr_plugin.datasets",),
@@ -165,4 +172,5 @@ def _checked(kind: str, name: str, found: object) -> type:
         return found
     what = "" if isinstance(found, type) else f", a {type(found).__name__}"
     bases = " or ".join(base.__name__ for base in KINDS[kind].bases)
-    raise NotFoundError(f"got {got(name)}{what}, expected a class that derives from {bases}")
+    wanted = KINDS[kind].described or f"a class that derives from {bases}"
+    raise NotFoundError(f"got {got(name)}{what}, expected {wanted}")

@@ -18,7 +18,6 @@ from . import build
 from .recipe import Recipe
 
 Progress = Callable[[str, int, int | None], None]
-_ROUNDING = 1e-5  # of float32 distances, which the radius comes from
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,8 @@ class RunRelevance:
 
     Attributes:
         fitted: What the recipe's slot made of the images.
-        stored: The same numbers class by class on disk, from which training draws.
+        stored: The same numbers class by class on disk, from which training draws; or ``fitted`` itself where it has
+            no fingerprint by which a stored one could be known again.
     """
 
     fitted: Any
@@ -55,6 +55,10 @@ def load_relevance(
     folder = _folder(recipe)
     unfitted = build.build_relevance(recipe, folder / "features")
     fitted = unfitted.fit(images, images.labels, progress=progress)
+    if (
+        getattr(fitted, "fingerprint", lambda: None)() is None
+    ):  # nothing tells whether what is stored still holds
+        return RunRelevance(fitted, fitted)
     return RunRelevance(fitted, StoredRelevance.build(fitted, folder / "classes", progress=progress))
 
 
@@ -78,15 +82,15 @@ class WantedOrder:
             classes.append((rows, columns, torch.as_tensor(wanted)))
         return cls(classes)
 
-    def figures(
-        self, query: torch.Tensor, gallery: torch.Tensor, radius: torch.Tensor
-    ) -> tuple[float, float]:
+    def figures(self, query: torch.Tensor, gallery: torch.Tensor, k: int) -> tuple[float, float]:
         """Does a model rank the more relevant image of the query's class first?
+
+        The score's pool is the query's class, as the paper's is what was found for the same text query.
 
         Args:
             query: Embeddings (Q, D).
             gallery: Embeddings (N, D).
-            radius: Distance of each query's K-th nearest of the gallery, of any class (Q,).
+            k: The score counts pairs with an image among the query's k nearest of its class.
         Returns:
             The mean concordance and the mean concordance score over the queries that have an order to find; see
             `dr_plugin.metrics.concordance`.
@@ -95,8 +99,8 @@ class WantedOrder:
         for rows, columns, wanted in self.classes:
             near, far = query[rows.to(query.device)], gallery[columns.to(gallery.device)]
             distances = torch.cdist(near.double(), far.double()).cpu()
-            limit = radius[rows.to(radius.device)].cpu().double()
-            score = concordance_score(distances, wanted, limit * (1 + _ROUNDING))
+            radius = distances.kthvalue(min(k, distances.shape[1]), dim=1).values
+            score = concordance_score(distances, wanted, radius)
             figures.append(torch.stack((concordance(distances, wanted), score)))
         values = torch.cat(figures, dim=1)
         means = values[:, ~values[0].isnan()].mean(dim=1).tolist()

@@ -158,6 +158,8 @@ class ReservoirMemory(CrossBatchMemory):
     ) -> Any:
         """The loss of the batch against memory and batch; then the batch streams in."""
         self._check(embeddings, labels, indices_tuple, enqueue_mask)
+        if embeddings.dtype in (torch.bfloat16, torch.float16):  # which PML's distances do not all take
+            embeddings = embeddings.float()
         self.reset_stats()
         self.memory.move(embeddings.device)
         labels = c_f.to_device(labels, embeddings)

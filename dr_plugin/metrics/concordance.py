@@ -43,9 +43,9 @@ def concordance(distances: Tensor, relevance: Tensor) -> Tensor:
 def concordance_score(distances: Tensor, relevance: Tensor, radius: Tensor) -> Tensor:
     """Pairs ordered right less pairs ordered wrong, among those with an image within the radius, for each query.
 
-    With the distance of the query's K-th nearest gallery image as the radius this is the paper's score-at-top-K
-    (section 6.3) over all triplets (q, a, b) with r(q, a) > r(q, b), per query instead of in all. Equal distances
-    count neither way.
+    With the distance of the K-th nearest of these images as the radius this is the paper's score-at-top-K (section 6.3)
+    over all triplets (q, a, b) with r(q, a) > r(q, b), per query instead of in all, if the images are what the paper
+    calls the query's pool: those found for the same text query. Equal distances count neither way.
 
     Args:
         distances: Smaller is nearer.

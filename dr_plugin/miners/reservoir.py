@@ -22,6 +22,7 @@ from dr_plugin.triplets import (
     check_draw,
 )
 from dr_plugin.triplets.embedding import check_embedding_kernel, embedding_values
+from dr_plugin.triplets.relevances import same_classes
 
 _CHUNK = 1 << 20  # pairs asked of a relevance at once
 
@@ -120,6 +121,8 @@ class ReservoirTripletMiner(RandomTripletMiner):
             )
         super().__init__(triplets_per_query, seed=seed, generator=generator, collect_stats=collect_stats)
         self.buffer_size = buffer_size
+        if relevance is not None and not hasattr(relevance, "__len__"):
+            raise ValueError(f"relevance: got {relevance!r}, expected a relevance object or an (N, N) array")
         self.relevance = None if relevance is None else as_relevance(relevance, None, len(relevance))
         self.out_of_class_ratio = ratio
         self.relevance_threshold, self.relevance_margin = relevance_threshold, relevance_margin
@@ -156,9 +159,8 @@ class ReservoirTripletMiner(RandomTripletMiner):
                 layout, embeddings, ref_emb, kernel=self.kernel, bandwidth=self.bandwidth
             ).cpu()
         else:
-            values = self._external(
-                self.relevance, layout, len(labels), None if ref_labels is None else len(ref_labels)
-            )
+            count = None if ref_labels is None else len(ref_labels)
+            values = self._external(self.relevance, layout, labels, count)
         count = self.triplets_per_query * self._queries(layout)
         kept, query_weights, candidate_weights = None, None, None
         if self.buffer_size is not None and bool((layout.count > self.buffer_size).any()):
@@ -206,7 +208,7 @@ class ReservoirTripletMiner(RandomTripletMiner):
         )
 
     def _external(
-        self, relevance: Relevance, layout: ClassLayout, count: int, ref_count: int | None
+        self, relevance: Relevance, layout: ClassLayout, labels: Tensor, ref_count: int | None
     ) -> Tensor:
         """The relevance of each entry of the layout, by image index; 0 for an image with itself."""
         if self._observed is None:
@@ -215,11 +217,17 @@ class ReservoirTripletMiner(RandomTripletMiner):
             )
         (images, others), self._observed = self._observed, None
         got = (len(images), None if others is None else len(others))
-        if got != (count, ref_count):
+        if got != (len(labels), ref_count):
             raise ValueError(
-                f"observe: got {got[0]} indices and {got[1]} ref_indices, expected {count} and {ref_count}, as in the "
-                "batch; under DistributedMinerWrapper gather the indices as it gathers the embeddings, the own rank's "
-                "first"
+                f"observe: got {got[0]} indices and {got[1]} ref_indices, expected {len(labels)} and {ref_count}, as "
+                "in the batch; under DistributedMinerWrapper gather the indices as it gathers the embeddings, the own "
+                "rank's first; a memory such as ReservoirMemory does not know its images' indices: leave relevance out"
+            )
+        own = getattr(relevance, "labels", None)
+        if own is not None and not same_classes(np.asarray(own)[images.numpy()], labels.numpy()):
+            raise ValueError(
+                "observe: got images of other classes than the batch's labels, expected the batch's images in its "
+                "order, as indices into the data set that the relevance was made for"
             )
         others = images if others is None else others
         values = torch.zeros(layout.size)

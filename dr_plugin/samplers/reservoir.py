@@ -185,9 +185,9 @@ def _classes_and_relevance(
     """Classes 0, 1, ... (N,), and a relevance that matches them."""
     if relevance is None:
         raise ValueError("relevance: got None, expected a relevance object or an (N, N) array")
-    if isinstance(relevance, Tensor):
-        relevance = relevance.detach().float().cpu().numpy()
     if labels is None:
+        if not hasattr(relevance, "__len__"):
+            raise ValueError(f"relevance: got {relevance!r}, expected a relevance object or an (N, N) array")
         count = len(relevance)  # type: ignore[arg-type]
         if count == 0:
             raise ValueError("relevance: got no images, expected some")

@@ -62,7 +62,8 @@ class ReservoirPasses:
         self._check_kinds(draw["out_of_class_ratio"])
         weights = np.bincount(classes, self._totals)[classes] > 0 if uniform else self._totals
         self._weights = np.where(weights > 0, weights, BYSTANDER)
-        self._bounds = None if uniform else self._largest_ratios(draw["relevance_threshold"], progress)
+        bounds = self._largest_ratios(progress)
+        self._bounds = None if uniform else bounds
         if triplets_per_image is not None:
             triplets = triplets_per_image * len(classes)
         elif self._capacity == self._largest:  # nothing is ever lost
@@ -107,13 +108,24 @@ class ReservoirPasses:
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((*key, 1))))
         return draws.draw_batches(self.batches_per_pass, self._size, rng)
 
-    def _largest_ratios(self, threshold: float | None, progress: Progress | None) -> npt.NDArray[np.float64]:
-        """For each query, the largest min(T_p, r(q, x)) / r_x of its class, (N,)."""
-        ratios = np.zeros(len(self._images))
+    def _largest_ratios(self, progress: Progress | None) -> npt.NDArray[np.float64]:
+        """For each query, the largest min(T_p, r(q, x)) / r_x of its class, (N,); and that (8) can be satisfied."""
+        ratios, ordered = np.zeros(len(self._images)), False
+        threshold, margin = self._draw["relevance_threshold"], self._draw["relevance_margin"]
         for images, members, values in class_rows(self._relevance, self._classes, progress):
             capped = values if threshold is None else np.minimum(values, threshold)
             totals = np.where(self._totals[members] > 0, self._totals[members], np.inf)
             ratios[images] = (capped / totals).max(axis=1)
+            lowest = np.where(values > 0, values, np.inf).min(axis=1)
+            if self._draw["weighting"] == "uniform":  # which draws what is relevant to none, too
+                lowest[(values == 0).sum(axis=1) > 1] = 0  # one 0 is the image with itself
+            differ = values.max(axis=1).astype(np.float64) - lowest
+            ordered |= bool(((differ > 0) & (differ >= margin)).any())
+        if not ordered and self._draw["out_of_class_ratio"] < 1:
+            raise ValueError(
+                f"out_of_class_ratio: got {self._draw['out_of_class_ratio']}, but no image has two others in its class "
+                f"whose relevances differ, by relevance_margin={margin} or more: expected 1, or a smaller margin"
+            )
         return ratios
 
     def _check_kinds(self, ratio: float) -> None:

@@ -5,6 +5,7 @@ from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 Indices = npt.NDArray[np.int64]  # (n,) image indices of the data set
 Values = npt.NDArray[np.float32]
@@ -96,11 +97,36 @@ class TableRelevance:
         return found
 
 
+class _WithinClasses:
+    """A graded relevance, of any two images, cut to classes: 0 across them, and total relevances of their own."""
+
+    def __init__(self, relevance: Relevance, labels: Indices) -> None:
+        self._relevance, self.labels = relevance, labels
+        self._totals: npt.NDArray[np.float64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def pairs(self, i: Indices, j: Indices) -> Values:
+        found = np.asarray(self._relevance.pairs(i, j), dtype=np.float32)
+        return np.where(self.labels[i] == self.labels[j], found, np.float32(0))
+
+    def total(self, i: Indices) -> npt.NDArray[np.float64]:
+        if self._totals is None:
+            self._totals = np.zeros(len(self))
+            for members, block in blocks(self, self.labels):
+                np.fill_diagonal(block, 0)
+                self._totals[members] = block.sum(axis=1, dtype=np.float64)
+        found: npt.NDArray[np.float64] = self._totals[i]
+        return found
+
+
 def as_relevance(relevance: object, labels: npt.ArrayLike | None, count: int) -> Relevance:
     """Take what a user may give as relevance: an object with `pairs` and `total`, or an (N, N) array.
 
     Args:
-        relevance: The object, returned as it is, or a table; see `TableRelevance`.
+        relevance: The object, returned as it is, or a table (array or tensor); see `TableRelevance`. An object whose
+            `labels` are None, a graded relevance of any two images, is cut to the classes.
         labels: The classes that the draws go by; None: all images are one class (graded relevance).
         count: N, the images of the data set.
     Raises:
@@ -110,15 +136,19 @@ def as_relevance(relevance: object, labels: npt.ArrayLike | None, count: int) ->
     if isinstance(relevance, Relevance):
         if len(relevance) != count:
             raise ValueError(f"relevance: got one of {len(relevance)} images, expected {count}")
-        own = getattr(relevance, "labels", None)
-        if own is not None and labels is not None:
-            given = _checked_labels(labels, count)
-            if not np.array_equal(_firsts(_checked_labels(own, count)), _firsts(given)):
-                raise ValueError(
-                    "labels: got other classes than the relevance was made with, expected the same: "
-                    "relevances across its classes are 0"
-                )
+        if labels is None or not hasattr(relevance, "labels"):
+            return relevance
+        own, given = relevance.labels, _checked_labels(labels, count)
+        if own is None:
+            return _WithinClasses(relevance, given)
+        if not same_classes(_checked_labels(own, count), given):
+            raise ValueError(
+                "labels: got other classes than the relevance was made with, expected the same: "
+                "relevances across its classes are 0"
+            )
         return relevance
+    if isinstance(relevance, Tensor):
+        relevance = relevance.detach().float().cpu().numpy()
     shape = np.shape(cast(npt.ArrayLike, relevance))
     if shape != (count, count):
         raise ValueError(
@@ -192,6 +222,11 @@ def _of_shape(values: Values, shape: tuple[int, ...], name: str) -> Values:
     if values.shape != shape:
         raise ValueError(f"relevance.{name}: got shape {values.shape}, expected {shape}")
     return values
+
+
+def same_classes(one: Indices, other: Indices) -> bool:
+    """Whether two labellings (n,) put the same images together."""
+    return np.array_equal(_firsts(one), _firsts(other))
 
 
 def _firsts(classes: Indices) -> Indices:

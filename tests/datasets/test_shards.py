@@ -12,6 +12,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from dr_plugin.datasets import PackedImages, write_shards
 from dr_plugin.datasets.shard_reader import find_shards
+from dr_plugin.triplets import TableRelevance
 
 N = 12
 RANDOM = np.random.default_rng(0)
@@ -192,7 +193,7 @@ def test_unreadable_file_leaves_no_partial_shard(tmp_path):
         ({"images": ["a.txt"] * N}, r"images: got a\.txt, expected a suffix of"),
         ({"labels": LABELS[:-1]}, r"labels: got int64 \(11,\), expected one integer for each of 12"),
         ({"labels": LABELS / 2}, "labels: got float64"),
-        ({"relevance": Totals(TOTALS[:-1])}, "relevance: got one over 11 images, expected 12"),
+        ({"relevance": Totals(TOTALS[:-1])}, "relevance: got one of 11 images, expected 12"),
         ({"relevance": Totals([*TOTALS[:-1], np.nan])}, "relevance: got r_i = nan of image 11"),
         ({"relevance": Totals([-1.0, *TOTALS[1:]])}, r"relevance: got r_i = -1\.0 of image 0"),
         ({"relevance": Totals([*TOTALS[:-1], np.inf])}, "relevance: got r_i = inf"),
@@ -215,3 +216,14 @@ def test_bad_arguments_are_refused_before_anything_is_written(tmp_path, changes,
     with pytest.raises(ValueError, match=message):
         _write(tmp_path / "shards", **changes)
     assert not (tmp_path / "shards").exists()
+
+
+def test_relevance_of_other_classes_is_refused_and_a_table_is_taken(tmp_path):
+    images, labels = np.zeros((4, 3, 8, 8), np.uint8), np.array([0, 0, 1, 1])
+    table = np.array([[0, 1, 9, 9], [1, 0, 9, 9], [9, 9, 0, 2], [9, 9, 2, 0]], np.float32)
+    with pytest.raises(ValueError, match="labels: got other classes than the relevance was made with"):
+        write_shards(images, labels, tmp_path / "no", relevance=TableRelevance(table, [0, 1, 0, 1]))
+    assert not (tmp_path / "no").exists()
+    for name, relevance in (("table", table), ("graded", TableRelevance(table))):
+        samples = _read(write_shards(images, labels, tmp_path / name, relevance=relevance))
+        assert [json.loads(samples[index]["json"])["relevance"] for index in range(4)] == [1, 1, 2, 2]

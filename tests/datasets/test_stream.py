@@ -678,3 +678,26 @@ def test_pml_takes_the_packaged_triplets(folder):
     assert (labels[anchor] == labels[positive]).all()
     assert (labels[anchor] != labels[negative]).all()
     TripletMarginLoss()(embeddings, labels, triplets).backward()
+
+
+def test_list_of_images_is_a_stream_and_a_spent_iterator_is_refused():
+    rng = np.random.default_rng(0)
+    items = [(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8), index % 2, 1.0) for index in range(12)]
+    stream = TripletStream(items, batch_size=6, byte_budget=10**6, batches_per_epoch=2)
+    assert [images.shape for images, _ in stream] == [(6, 3, 8, 8)] * 2
+    with pytest.raises(ValueError, match=r"source: got a list_iterator, expected .* read pass after pass"):
+        TripletStream(iter(items), batch_size=6, byte_budget=10**6, batches_per_epoch=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("triplets_per_image", None),
+        ("triplets_per_image", "a"),
+        ("out_of_class_ratio", None),
+        ("exact", "no"),
+    ],
+)
+def test_argument_of_another_type_is_a_value_error(name, value):
+    with pytest.raises(ValueError, match=f"{name}: got"):
+        TripletStream(list, batch_size=6, byte_budget=10**6, batches_per_epoch=2, **{name: value})

@@ -1,6 +1,8 @@
 """A recipe's relevance: computed once, drawn from, and measured against, through whole runs on small data."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -168,6 +170,42 @@ def test_relevance_that_no_recipe_can_name_is_refused(write):
         load_recipe(write("sampler", "type: GoldenFeatures", "type: FunctionRelevance"))
 
 
+class Brightness:
+    """A user's own relevance: no base class, no fingerprint, only the methods that the documentation names."""
+
+    def fit(self, images, labels, *, progress=None):
+        self.brightness = images.batch(np.arange(len(images)))[0].double().mean((1, 2, 3)).numpy()
+        self.labels_ = labels.numpy()
+        return self
+
+    def __len__(self):
+        return len(self.brightness)
+
+    def pairs(self, i, j):
+        same = self.labels_[i] == self.labels_[j]
+        return np.where(same, np.exp(-abs(self.brightness[i] - self.brightness[j])), 0).astype(np.float32)
+
+    def total(self, i):
+        every = np.arange(len(self))
+        return np.array([self.pairs(np.full_like(every, one), every).sum() - 1.0 for one in i])
+
+
+def test_relevance_of_the_users_own_by_dotted_path(write, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "own_relevance", SimpleNamespace(Brightness=Brightness))
+    slot = "relevance:\n  type: GoldenFeatures\n  weights: learned\n  triplets: 500\n"
+    file = write("sampler", slot, "relevance:\n  type: own_relevance.Brightness\n")
+    result = run_experiment(load_recipe(file), tmp_path / "run", device="cpu")
+    assert result.metrics["stages"][0]["triplets"]["accepted"] > 0
+    assert "in_class" not in result.metrics  # it does not know new images
+
+
+@pytest.mark.parametrize("name", ["sampler", "stream"])
+def test_packaged_triplets_that_no_miner_would_read_are_refused(name, write):
+    file = write(name, "    miner:\n      type: EmbeddingsAlreadyPackagedAsTriplets\n", "")
+    with pytest.raises(RecipeError, match=r"miner: got null, expected EmbeddingsAlreadyPackagedAsTriplets"):
+        load_recipe(file)
+
+
 def test_typo_in_a_relevance_names_the_nearest_argument(write):
     with pytest.raises(RecipeError, match=r"relevance.wieghts: .*did you mean weights\?"):
         load_recipe(write("sampler", "weights: learned", "wieghts: learned"))
@@ -201,16 +239,11 @@ def test_figures_of_embeddings_in_the_wanted_order_and_in_its_reverse(blobs):
     """48 images of 4 classes on a line; relevance falls with the place, and the query is the first of its class."""
     first, places = torch.tensor([0, 12, 24, 36]), torch.arange(48.0)[:, None]
     table = np.tile(100 - np.arange(48.0), (1, 1))
-    radius = torch.full((4,), 1000.0)
     near_first, near_last = (
         WantedOrder.of(RunRelevance(Planted(sign * table), None), blobs.subset(first), blobs)
         for sign in (1, -1)
     )
-    assert near_first.figures(places[first], places, radius) == (
-        1.0,
-        66.0,
-    )  # 12 x 11 / 2 pairs a class, all right
-    assert near_last.figures(places[first], places, radius) == (0.0, -66.0)
-    assert (
-        near_first.figures(places[first], places, torch.full((4,), 0.5))[1] == 11.0
-    )  # the pairs with the query
+    right = (1.0, 66.0)  # 12 x 11 / 2 pairs a class, all right
+    assert near_first.figures(places[first], places, 12) == right
+    assert near_last.figures(places[first], places, 100) == (0.0, -66.0)
+    assert near_first.figures(places[first], places, 1)[1] == 11.0  # the pairs with the query itself

@@ -587,3 +587,14 @@ def test_distributed_wrapper_takes_it(monkeypatch):
     loss = distributed.DistributedLossWrapper(_memory(100))(first, labels)
     expected = _memory(100)(torch.cat([first, second]), torch.cat([labels, other_labels]))
     torch.testing.assert_close(loss, 2 * expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("loss", [losses.ContrastiveLoss, losses.TripletMarginLoss])
+def test_half_precision_is_taken_to_float32_for_losses_that_do_not_take_it(loss, dtype):
+    memory = ReservoirMemory(loss(), embedding_size=4, capacity_per_class=2)
+    labels = torch.tensor([0, 0, 1, 1])
+    for _ in range(2):
+        embeddings = torch.randn(4, 4, dtype=dtype, requires_grad=True)
+        memory(embeddings, labels).backward()
+        assert embeddings.grad.dtype == dtype

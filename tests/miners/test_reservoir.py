@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 from dr_plugin.losses import DeepRankingLoss, ReservoirMemory
 from dr_plugin.miners import ReservoirTripletMiner, UniformTripletMiner
 from dr_plugin.miners.batch_buffers import fill_buffers
-from dr_plugin.triplets import RANDOM_BITS, ClassLayout
+from dr_plugin.triplets import RANDOM_BITS, ClassLayout, TableRelevance
 
 
 class Table:
@@ -643,3 +643,14 @@ def test_pml_trainer_tells_the_indices_in_its_getter():
     trainer.train(num_epochs=1)
     assert not torch.equal(trunk.weight, before)
     assert miner.counters["in_class"] > 0
+
+
+def test_observed_images_of_other_classes_than_the_labels_are_refused():
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    table = torch.rand(6, 6)
+    miner = ReservoirTripletMiner(relevance=TableRelevance((table + table.T).numpy(), labels.numpy()))
+    miner.observe([0, 3, 1, 4, 2, 5])
+    with pytest.raises(ValueError, match="observe: got images of other classes than the batch's labels"):
+        miner(torch.randn(6, 4), labels)
+    miner.observe([3, 4, 5, 0, 1, 2])  # other names for the same classes
+    assert len(miner(torch.randn(6, 4), labels)[0])

@@ -541,3 +541,47 @@ def test_pml_trainer_trains_on_its_packaged_triplets(way):
     )
     trainer.train(num_epochs=2)
     assert seen == [*(sampler := _sampler(way, batches_per_epoch=3)), *sampler]
+
+
+def test_graded_relevance_with_labels_has_the_totals_of_the_classes_under_a_capacity_too():
+    """Image 0 is relevant to much of the other class, which must not make it a query more often."""
+    rng = np.random.default_rng(0)
+    table = rng.uniform(0.5, 1, (12, 12)).astype(np.float32)
+    table = (table + table.T) / 2
+    table[0, 6:] = table[6:, 0] = 50
+    labels = np.repeat([0, 1], 6)
+    sampler = ReservoirTripletSampler(
+        labels,
+        TableRelevance(table),
+        batch_size=3000,
+        capacity=6,
+        out_of_class_ratio=1.0,
+        batches_per_epoch=4,
+    )
+    queries = np.concatenate([batch[::3] for batch in sampler])
+    within = np.where(labels[:, None] == labels, table, 0)
+    np.fill_diagonal(within, 0)
+    expected = within.sum(1) / within.sum() * len(queries)
+    statistic = ((np.bincount(queries, minlength=12) - expected) ** 2 / expected).sum()
+    assert statistic < 31.3  # 11 degrees of freedom: exceeded once in a thousand
+
+
+@pytest.mark.parametrize("weighting", ["relevance", "uniform"])
+@pytest.mark.parametrize(("r", "margin"), [(1.0, 0.0), (None, 50.0)])
+def test_order_that_no_pair_satisfies_is_refused_at_once_under_a_capacity_too(weighting, r, margin):
+    rng = np.random.default_rng(0)
+    table = rng.uniform(0.5, 1, (12, 12)) if r is None else np.full((12, 12), r)
+    with pytest.raises(ValueError, match="no image has two others in its class whose relevances differ"):
+        ReservoirTripletSampler(
+            np.repeat([0, 1], 6),
+            table + table.T,
+            batch_size=3,
+            capacity=4,
+            relevance_margin=margin,
+            weighting=weighting,
+        )
+
+
+def test_relevance_that_is_none_is_one_clear_error():
+    with pytest.raises(ValueError, match="relevance: got 5, expected a relevance object"):
+        ReservoirTripletSampler(None, 5, batch_size=3)

@@ -185,3 +185,18 @@ def _symmetric(n):
 def _with(table, at, value):
     table[at] = value
     return table
+
+
+def test_graded_relevance_is_cut_to_the_labels_and_so_are_its_totals():
+    """A relevance of any two images, given together with classes: what is across them counts for nothing."""
+    table = np.array([[0, 1, 9, 9], [1, 0, 9, 9], [9, 9, 0, 2], [9, 9, 2, 0]], np.float32)
+    found = as_relevance(TableRelevance(table), np.array([0, 0, 1, 1]), 4)
+    every = np.arange(4)
+    assert found.total(every).tolist() == [1, 1, 2, 2]
+    assert found.pairs(np.array([0, 0, 2]), np.array([1, 2, 3])).tolist() == [1, 0, 2]
+    assert as_relevance(TableRelevance(table), None, 4).total(every).tolist() == [19, 19, 20, 20]
+
+
+def test_tensor_is_taken_for_a_table_whatever_its_dtype_and_gradient():
+    table = torch.tensor([[0.0, 2], [2, 0]], dtype=torch.bfloat16, requires_grad=True)
+    assert as_relevance(table, None, 2).pairs(np.array([0]), np.array([1])).tolist() == [2]
