@@ -18,6 +18,7 @@ from dr_plugin.relevance.features import HOG
 from . import build
 from .recipe import Augment, RankingStage, Recipe, RecipeError
 from .relevance import RunRelevance, load_relevance
+from .streaming import open_stream
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -78,11 +79,13 @@ def check_data(recipe: Recipe, data: RunData) -> None:
 
     Raises:
         RecipeError: with every fault, one a line: neighbours asked for that no gallery has, a baseline that the
-            images are too small for, a stage without one whole batch, a sampler that refuses the labels.
+            images are too small for, a stage without one whole batch, a sampler that refuses the labels, a stream
+            that gives nothing.
     """
     lines = _too_many_neighbors(recipe, data) + _impossible_baselines(recipe, data)
     for index in range(len(recipe.stages)):
         lines += _no_whole_batch(recipe, index, data)
+        lines += _no_stream(recipe, index, data)
     if lines:
         raise RecipeError(*lines)
 
@@ -188,6 +191,21 @@ def _impossible_baselines(recipe: Recipe, data: RunData) -> list[str]:
             shown = "{} x {}".format(*sizes[0])
             lines.append(f"{where}, expected stored images of at least {least} x {least} pixels, not {shown}")
     return lines
+
+
+def _no_stream(recipe: Recipe, index: int, data: RunData) -> list[str]:
+    """A stage whose stream cannot be opened, or gives no first batch (a budget too small for one image, say)."""
+    stage = recipe.stages[index]
+    if not isinstance(stage, RankingStage) or stage.stream is None:
+        return []
+    stored = data.relevance.stored if data.relevance is not None else None
+    try:
+        next(iter(open_stream(recipe, stage, data.train.subset(data.fit), stored)))
+    except RecipeError as error:
+        return error.lines
+    except ValueError as error:
+        return [f"stages[{index}].stream: {error}"]
+    return []
 
 
 def _no_whole_batch(recipe: Recipe, index: int, data: RunData) -> list[str]:

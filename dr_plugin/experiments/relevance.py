@@ -1,13 +1,9 @@
 """The relevance of a run: computed from the images that are trained on, once, and kept beside the packed images."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
-import platformdirs
 import torch
 
 from dr_plugin.datasets import PackedImages
@@ -15,6 +11,7 @@ from dr_plugin.metrics import concordance, concordance_score
 from dr_plugin.triplets import Relevance
 
 from . import build
+from .cache import derived_folder
 from .recipe import Recipe
 
 Progress = Callable[[str, int, int | None], None]
@@ -52,7 +49,7 @@ def load_relevance(
         return None
     from dr_plugin.relevance import StoredRelevance
 
-    folder = _folder(recipe)
+    folder = derived_folder(recipe, "relevance")
     unfitted = build.build_relevance(recipe, folder / "features")
     fitted = unfitted.fit(images, images.labels, progress=progress)
     if (
@@ -105,13 +102,3 @@ class WantedOrder:
         values = torch.cat(figures, dim=1)
         means = values[:, ~values[0].isnan()].mean(dim=1).tolist()
         return means[0], means[1]
-
-
-def _folder(recipe: Recipe) -> Path:
-    """Where features and class blocks lie: one folder for each relevance of each choice of images."""
-    data = recipe.data
-    root = Path(data.cache) if data.cache is not None else platformdirs.user_cache_path("dr_plugin")
-    slot = recipe.relevance.model_dump() if recipe.relevance is not None else None
-    what = [data.dataset.model_dump(), data.classes, data.selection, data.packed_size, recipe.seed, slot]
-    name = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
-    return root / "relevance" / name

@@ -1,20 +1,17 @@
 """A ranking stage whose triplets come from a stream of shards instead of a sampler over the data set."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import platformdirs
 import torch
 
 from dr_plugin.datasets import PackedImages
 from dr_plugin.triplets import Relevance
 
 from . import build
+from .cache import derived_folder
 from .epoch_order import EpochOrder
 from .ranking import RankingTrainer
 from .recipe import RankingStage, Recipe
@@ -94,7 +91,7 @@ def open_stream(
     where = write_shards(
         images,
         images.labels,
-        _folder(recipe),
+        derived_folder(recipe, "shards"),
         relevance=relevance,
         features=np.arange(len(images), dtype=np.int64)[:, None],  # a sample brings its index: see `ByIndex`
         seed=recipe.seed,
@@ -112,13 +109,3 @@ class ByIndex:
     def __call__(self, first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """(n, 1), (n, 1) -> (n,)."""
         return self.relevance.pairs(first[:, 0].astype(np.int64), second[:, 0].astype(np.int64))
-
-
-def _folder(recipe: Recipe) -> Path:
-    """Where the shards lie: one folder for each choice of images and relevance."""
-    data = recipe.data
-    root = Path(data.cache) if data.cache is not None else platformdirs.user_cache_path("dr_plugin")
-    slot = recipe.relevance.model_dump() if recipe.relevance is not None else None
-    what = [data.dataset.model_dump(), data.classes, data.selection, data.packed_size, recipe.seed, slot]
-    name = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
-    return root / "shards" / name

@@ -170,6 +170,13 @@ def test_relevance_that_no_recipe_can_name_is_refused(write):
         load_recipe(write("sampler", "type: GoldenFeatures", "type: FunctionRelevance"))
 
 
+def test_budget_too_small_for_an_image_is_found_before_training(write, tmp_path):
+    recipe = load_recipe(write("stream"), ["stages.ranking.stream.byte_budget=1000"])
+    with pytest.raises(RecipeError, match=r"stages\[0\].stream: byte_budget: got 1000 bytes"):
+        run_experiment(recipe, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 class Brightness:
     """A user's own relevance: no base class, no fingerprint, only the methods that the documentation names."""
 
