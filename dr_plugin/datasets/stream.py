@@ -63,7 +63,8 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
         weighting: "relevance", or "uniform" as in Fig. 6, which needs no relevance in the stream.
         pair_relevance: r(i, j) of two arrays of features (n, F) -> (n,), or a `Kernel`, or the name of one without a
             bandwidth. None: positives are drawn in proportion to r_i.
-        triplets_per_image: Triplets for each image that is streamed, above 0.
+        triplets_per_image: Triplets for each image that is streamed, above 0. At the default, with a budget of a tenth
+            of the stream, nine triplets in ten were inexact (docs/benchmarks.md); a larger budget makes them fewer.
         batches_per_epoch: Of one rank; None: as many as the images make, which shards with a meta.json say.
         size: Shorter side resized to this, centre cropped to a square; None: all images must be of one size.
         max_bad_images: More in one epoch are an error, in each loader worker.
