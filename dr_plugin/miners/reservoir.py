@@ -163,7 +163,8 @@ class ReservoirTripletMiner(RandomTripletMiner):
             values = self._external(self.relevance, layout, labels, count)
         count = self.triplets_per_query * self._queries(layout)
         kept, query_weights, candidate_weights = None, None, None
-        if self.buffer_size is not None and bool((layout.count > self.buffer_size).any()):
+        sizes = (labels if ref_labels is None else ref_labels).unique(return_counts=True)[1]
+        if self.buffer_size is not None and bool((sizes > self.buffer_size).any()):
             buffers = fill_buffers(
                 labels,
                 ref_labels,

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning import losses, trainers
 from pytorch_metric_learning.utils import distributed
@@ -201,6 +201,7 @@ def test_uniform_weighting_leaves_relevance_to_the_order():
     buffer_size=st.sampled_from([None, 1, 2, 3]),
     seed=st.integers(0, 1000),
 )
+@example(labels=[1], references=[0, 0, 0, 0, 1], ratio=0.3, margin=0.0, buffer_size=1, seed=0)
 def test_every_triplet_is_allowed(labels, references, ratio, margin, buffer_size, seed):
     table = _table(20, seed)
     images = torch.randperm(20, generator=torch.Generator().manual_seed(seed))
