@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 from pytorch_metric_learning.datasets.base_dataset import BaseDataset
 
 Transform = Callable[[Any], Any]
@@ -73,7 +73,7 @@ class LabelledImages(BaseDataset):
 
 
 def open_rgb(path: str) -> Image.Image:
-    """Decode one image file to 8-bit RGB; greyscale becomes three equal channels.
+    """Decode one image file to 8-bit RGB, turned as its EXIF says; greyscale becomes three equal channels.
 
     Raises:
         OSError: if the file cannot be read or is no whole image; the message names it.
@@ -85,7 +85,7 @@ def open_rgb(path: str) -> Image.Image:
                 raise ValueError(
                     f"{path}: got {image.mode!r} pixels, expected 8 bits a channel: convert the file first"
                 )
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except OSError as error:
         raise OSError(f"cannot read image {path}: {error}") from error
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import IO, Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,13 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional
 
+from dr_plugin.atomic import replacing, write_json
+
 Progress = Callable[[str, int, int | None], None]
 Indices = Tensor | npt.NDArray[Any] | Sequence[int]
 Pixels = npt.NDArray[np.uint8]
 
-_FORMAT = 1  # part of the fingerprint: to be raised when the files or the way that pixels are made change
+_FORMAT = 2  # part of the fingerprint: to be raised when the files or the way that pixels are made change
 _CHUNK = 16  # images that one task of the thread pool decodes
 _HASHED_ITEMS = 4096  # how many items a fingerprint reads at most where there are no files to look at
 _NAMED = 10  # how many undecodable images an error names
@@ -164,12 +166,8 @@ def write_pack(
 ) -> None:
     """Make the folder hold this source's pack and no other; the caller holds the folder's lock."""
     images = _images_file(folder, fingerprint)
-    temporary = images.with_suffix(".partial")
-    try:
-        labels = _write_images(temporary, source, progress, workers)
-        os.replace(temporary, images)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(images) as file:
+        labels = _write_images(file, source, progress, workers)
     class_names = source.class_names or source.class_ids or [str(label) for label in range(max(labels) + 1)]
     meta = Meta(
         format=_FORMAT,
@@ -179,18 +177,13 @@ def write_pack(
         class_names=class_names,
         class_ids=source.class_ids or class_names,
     )
-    temporary = folder / "meta.partial"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(meta, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / "meta.json")
+    write_json(folder / "meta.json", meta)
     for path in folder.glob("images-*"):  # an older pack, or what a killed build left
         if path != images:
             path.unlink()
 
 
-def _write_images(path: Path, source: Source, progress: Progress | None, workers: int) -> list[int]:
+def _write_images(file: IO[bytes], source: Source, progress: Progress | None, workers: int) -> list[int]:
     """Write the .npy file and return the labels.
 
     By plain sequential writes, not through a map: a full disk is then an OSError and not a SIGBUS.
@@ -199,25 +192,22 @@ def _write_images(path: Path, source: Source, progress: Progress | None, workers
     failures: list[ValueError] = []
     count = len(source.indices)
     shape: tuple[int, ...] = ()
-    with open(path, "wb") as file:
-        for done, item in enumerate(source.decode_all(workers), start=1):
-            if isinstance(item, ValueError):
-                failures.append(item)  # and decode on, to name all that fail
-            else:
-                pixels, label = item
-                if not shape:
-                    shape = pixels.shape
-                    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
-                    np.lib.format.write_array_header_1_0(file, header)
-                if pixels.shape != shape:
-                    name = source.name(source.indices.item(done - 1))
-                    raise ValueError(_other_size(name, pixels.shape, shape))
-                file.write(pixels.tobytes())
-                labels.append(label)
-            if progress is not None and (done % _CHUNK == 0 or done == count):
-                progress("packing images", done, count)
-        file.flush()
-        os.fsync(file.fileno())
+    for done, item in enumerate(source.decode_all(workers), start=1):
+        if isinstance(item, ValueError):
+            failures.append(item)  # and decode on, to name all that fail
+        else:
+            pixels, label = item
+            if not shape:
+                shape = pixels.shape
+                header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+                np.lib.format.write_array_header_1_0(file, header)
+            if pixels.shape != shape:
+                name = source.name(source.indices.item(done - 1))
+                raise ValueError(_other_size(name, pixels.shape, shape))
+            file.write(pixels.tobytes())
+            labels.append(label)
+        if progress is not None and (done % _CHUNK == 0 or done == count):
+            progress("packing images", done, count)
     if failures:
         named = "; ".join(str(error) for error in failures[:_NAMED])
         more = f"; and {len(failures) - _NAMED} more" if len(failures) > _NAMED else ""

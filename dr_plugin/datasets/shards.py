@@ -1,16 +1,16 @@
 """Labelled images with relevances written as WebDataset tar shards."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 from webdataset import TarWriter
 
+from dr_plugin.atomic import replacing, write_json
 from dr_plugin.triplets import Relevance
 
 from .shard_contents import BatchSource, Contents
@@ -84,7 +84,7 @@ def write_shards(
         meta["shards"].append({"name": path.name, "images": len(members), "bytes": path.stat().st_size})
         if progress is not None:
             progress("writing shards", number * images_per_shard + len(members), len(order))
-    _replace(folder / META, lambda file: file.write(json.dumps(meta, indent=1).encode()))
+    write_json(folder / META, meta)
     for shard in old["shards"] if old is not None else []:
         if shard["name"] not in names:
             (folder / shard["name"]).unlink(missing_ok=True)
@@ -100,25 +100,12 @@ def _whole(folder: Path, meta: Meta) -> bool:
 def _write_shard(path: Path, samples: Iterator[dict[str, str | bytes]]) -> None:
     """Write one shard; no time, no user and no group, so that runs agree."""
 
-    def write(file: IO[bytes]) -> None:
-        with TarWriter(file, encoder=False, mtime=0, user="", group="", compress=False) as tar:
-            for sample in samples:
-                tar.write(sample)
-
-    _replace(path, write)
-
-
-def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Make the file whole or leave what was there."""
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replacing(path) as file,
+        TarWriter(file, encoder=False, mtime=0, user="", group="", compress=False) as tar,
+    ):
+        for sample in samples:
+            tar.write(sample)
 
 
 def _shard_name(pattern: str, number: int) -> str:

@@ -9,6 +9,7 @@ import torch.distributed
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from dr_plugin.checks import check_whole
 from dr_plugin.triplets.draws import Weighting
 from dr_plugin.triplets.kernels import Kernel
 
@@ -108,10 +109,10 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        _check_whole("byte_budget", byte_budget, 1)
-        _check_whole("seed", seed, 0)
+        check_whole("byte_budget", byte_budget, minimum=1)
+        check_whole("seed", seed, minimum=0)
         if batches_per_epoch is not None:
-            _check_whole("batches_per_epoch", batches_per_epoch, 1)
+            check_whole("batches_per_epoch", batches_per_epoch, minimum=1)
         self._options = Options(
             batch_size=batch_size,
             out_of_class_ratio=out_of_class_ratio,
@@ -213,11 +214,11 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
             start_batch: At least 0, below `len(self)`. None: 0, or the loaded position where the epoch is the
                 loaded one, so that a loop which calls `set_epoch(epoch)` each time can be resumed.
         """
-        _check_whole("epoch", epoch, 0)
+        check_whole("epoch", epoch, minimum=0)
         position = self.position
         if start_batch is None:
             start_batch = position[1] if epoch == position[0] else 0
-        _check_whole("start_batch", start_batch, 0, below=self.batches_per_epoch)
+        check_whole("start_batch", start_batch, minimum=0, below=self.batches_per_epoch)
         self._shared[0, :2] = torch.tensor([epoch, start_batch])
         self._shared[1:, 0] = 0
 
@@ -233,8 +234,8 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
                 raise ValueError(f"batches_consumed: got {batches_consumed} without epoch, expected both")
             epoch, batch = self.position
         else:
-            _check_whole("epoch", epoch, 0)
-            _check_whole("batches_consumed", batches_consumed, 0, below=self.batches_per_epoch + 1)
+            check_whole("epoch", epoch, minimum=0)
+            check_whole("batches_consumed", batches_consumed, minimum=0, below=self.batches_per_epoch + 1)
             finished, batch = divmod(batches_consumed, self.batches_per_epoch)
             epoch += finished
         return {"epoch": epoch, "batch": batch, "workers": int(self._shared[0, 2]), **self._fixed}
@@ -276,10 +277,3 @@ def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
             f"rank, world_size: got {rank}, {world_size}, expected both, and 0 <= rank < world_size"
         )
     return rank, world_size
-
-
-def _check_whole(name: str, value: int, minimum: int, below: int | None = None) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < minimum or (below is not None and value >= below):
-        limit = "" if below is None else f" and below {below}"
-        raise ValueError(f"{name}: got {value!r}, expected a whole number, at least {minimum}{limit}")

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dr_plugin.checks import check_whole
 from dr_plugin.reservoirs import ClassReservoirs
-from dr_plugin.reservoirs.checks import check_whole
 from dr_plugin.triplets.candidates import BYSTANDER
 from dr_plugin.triplets.draws import Weighting, check_draw
 from dr_plugin.triplets.kernels import Kernel

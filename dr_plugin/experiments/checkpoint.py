@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .atomic import replacing
+from dr_plugin.atomic import replacing
 
 FORMAT = 1
 _PLAIN = (bool, int, float, torch.Tensor)

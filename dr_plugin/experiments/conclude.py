@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from dr_plugin.atomic import write_json
 from dr_plugin.metrics import nearest
 from dr_plugin.trunks import DeepRankingTrunk
 
 from .assemble import initial_trunk
-from .atomic import write_json
 from .context import Context
 from .data import RunData
 from .evaluate import Ranked, hog, pixels, rank

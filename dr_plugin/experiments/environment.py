@@ -10,7 +10,7 @@ import torch
 
 from dr_plugin import __version__
 
-from .recipe import Recipe, RecipeError
+from .recipe import RecipeError
 
 _PACKAGES = ("torch", "torchvision", "pytorch-metric-learning", "faiss-cpu", "numpy", "scikit-learn")
 
@@ -34,8 +34,8 @@ def pick_device(device: str) -> torch.device:
     return chosen
 
 
-def environment(device: torch.device, recipe: Recipe) -> dict[str, Any]:
-    """Versions, device and seed of a run; no user, host or path."""
+def environment(device: torch.device, **settings: Any) -> dict[str, Any]:
+    """Versions and device of a run, and its settings such as the seed; no user, host or path."""
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -43,8 +43,7 @@ def environment(device: torch.device, recipe: Recipe) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "seed": recipe.seed,
-        "precision": recipe.precision,
+        **settings,
     }
 
 

@@ -10,8 +10,9 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from dr_plugin.atomic import replacing
+
 from . import report_text as text
-from .atomic import replacing
 from .report_data import Neighbor, RankedExample, ReportData
 from .report_figures import (
     MAX_FILTERS,
@@ -57,10 +58,10 @@ def write_report(folder: Path, data: ReportData) -> Path:
     return Path(folder) / "report.html"
 
 
-def page_templates() -> jinja2.Environment:
-    """The templates beside this file, and how they write values."""
+def page_templates(package: str = "dr_plugin.experiments") -> jinja2.Environment:
+    """The templates of a package, and how they write values."""
     templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("dr_plugin.experiments", "."),
+        loader=jinja2.PackageLoader(package, "."),
         autoescape=jinja2.select_autoescape(enabled_extensions=("html.jinja",)),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

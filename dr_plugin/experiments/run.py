@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from dr_plugin.atomic import write_json, write_text
+
 from . import checkpoint
 from .assemble import initial_trunk
-from .atomic import write_json, write_text
 from .conclude import Result, conclude
 from .context import Context, data_signature
 from .data import load_data
@@ -56,7 +57,9 @@ def run_experiment(
     benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
         context = Context(recipe, folder, data, chosen, reporter, journal)
-        write_json(folder / "environment.json", environment(chosen, recipe))
+        write_json(
+            folder / "environment.json", environment(chosen, seed=recipe.seed, precision=recipe.precision)
+        )
         trunk = initial_trunk(recipe)
         stages = _train(context, trunk, state)
         return conclude(context, trunk, stages)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dr_plugin.atomic import replacing, write_text
+
 from . import recipe_file
-from .atomic import replacing, write_text
 from .data import RunData, check_data, load_data
 from .environment import pick_device
 from .journal import Reporter, SilentReporter
@@ -169,7 +170,7 @@ class _SweepRun:
 def _clear(folder: Path) -> None:
     """Take away what a run leaves that was killed before its recipe.yaml was whole."""
     if folder.exists():
-        (folder / "recipe.yaml.part").unlink(missing_ok=True)
+        (folder / "recipe.yaml.partial").unlink(missing_ok=True)
         folder.rmdir()
 
 

@@ -4,7 +4,8 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from .atomic import replacing, write_json, write_text
+from dr_plugin.atomic import replacing, write_json, write_text
+
 from .report import page_templates
 from .report_text import DASH, NOT_MEASURED, duration, number
 from .sweep_figures import sweep_png

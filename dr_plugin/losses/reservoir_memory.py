@@ -8,6 +8,7 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
 
+from dr_plugin.checks import check_whole, check_whole_or_none
 from dr_plugin.losses.class_buffers import ClassBuffers
 from dr_plugin.losses.example_weights import LossTerms, loss_terms, mean_relevances, query_losses
 from dr_plugin.losses.memory import CrossBatchMemory
@@ -104,15 +105,12 @@ class ReservoirMemory(CrossBatchMemory):
         bandwidth: float | None = None,
         seed: int = 0,
     ) -> None:
-        for name, value, least, optional in (
-            ("embedding_size", embedding_size, 1, False),
-            ("capacity_per_class", capacity_per_class, 1, False),
-            ("num_classes", num_classes, 1, True),
-            ("max_triplets", max_triplets, 1, True),
-            ("max_age", max_age, 1, True),
-            ("seed", seed, 0, False),
-        ):
-            _check_whole(name, value, least, optional)
+        embedding_size = check_whole("embedding_size", embedding_size, minimum=1)
+        capacity_per_class = check_whole("capacity_per_class", capacity_per_class, minimum=1)
+        num_classes = check_whole_or_none("num_classes", num_classes, minimum=1)
+        max_triplets = check_whole_or_none("max_triplets", max_triplets, minimum=1)
+        max_age = check_whole_or_none("max_age", max_age, minimum=1)
+        seed = check_whole("seed", seed, minimum=0)
         if weigh is not None and weigh not in get_args(Weigh):
             raise ValueError(f"weigh: got {weigh!r}, expected one of {', '.join(get_args(Weigh))} or None")
         check_embedding_kernel(kernel, bandwidth)
@@ -280,11 +278,3 @@ def _without_itself(indices: Indices, itself: Tensor | None) -> Indices:
     if len(indices) == 3:
         return tuple(part[other] for part in indices)
     return indices[0][other], indices[1][other], *indices[2:]
-
-
-def _check_whole(name: str, value: object, least: int, optional: bool) -> None:
-    if optional and value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        expected = f"a whole number, at least {least}" + (", or None" if optional else "")
-        raise ValueError(f"{name}: got {value!r}, expected {expected}")

@@ -9,13 +9,6 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 
-def check_whole(name: str, value: object, *, minimum: int) -> int:
-    """`value` as an int."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < minimum:
-        raise ValueError(f"{name}: got {value!r}, expected a whole number, at least {minimum}")
-    return int(value)
-
-
 def checked_items(items: npt.ArrayLike) -> Array:
     """(n,) of any type."""
     array = np.asarray(items)

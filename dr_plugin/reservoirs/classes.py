@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dr_plugin.checks import check_whole
 from dr_plugin.reservoirs.arrivals import Arrivals, Floats, arrivals_within, blocks
 from dr_plugin.reservoirs.checks import (
     Array,
     check_labels_from_0,
     check_state,
-    check_whole,
     checked_integers,
     checked_labels,
     checked_weights,

@@ -6,11 +6,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from dr_plugin.checks import check_whole
 from dr_plugin.reservoirs.arrivals import Arrivals, Floats, arrivals_within, blocks, log_arrivals
 from dr_plugin.reservoirs.checks import (
     Array,
     check_state,
-    check_whole,
     checked_items,
     checked_weights,
     summed,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
+from dr_plugin.checks import check_whole
 from dr_plugin.triplets import RANDOM_BITS
 
 Labels = Sequence[int] | npt.NDArray[np.integer] | Tensor
@@ -41,9 +42,9 @@ class PackagedTripletSampler(BatchSampler, ABC):
         seed: int,
         same: Mapping[str, Any],
     ) -> None:
-        check_batch_size(batch_size)
-        check_whole("batches_per_epoch", batches_per_epoch, minimum=1)
-        check_whole("seed", seed, minimum=0)
+        batch_size = check_batch_size(batch_size)
+        batches_per_epoch = check_whole("batches_per_epoch", batches_per_epoch, minimum=1)
+        seed = check_whole("seed", seed, minimum=0)
         super().__init__(range(images), batch_size, drop_last=False)
         self.batches_per_epoch = batches_per_epoch
         self.seed = seed
@@ -159,18 +160,11 @@ def checksum(classes: Tensor) -> int:
     return zlib.crc32(classes.long().numpy().tobytes())
 
 
-def check_batch_size(batch_size: int) -> None:
+def check_batch_size(batch_size: int) -> int:
     """ValueError unless a batch is whole triplets."""
-    check_whole("batch_size", batch_size, minimum=3)
+    batch_size = check_whole("batch_size", batch_size, minimum=3)
     if batch_size % 3:
         raise ValueError(
             f"batch_size: got {batch_size}, expected a multiple of 3 (query, positive, negative)"
         )
-
-
-def check_whole(name: str, value: object, *, minimum: int, below: int | None = None) -> None:
-    """ValueError unless the value is a whole number in range."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < minimum or (below is not None and value >= below):  # type: ignore[operator]
-        limit = "" if below is None else f" and below {below}"
-        raise ValueError(f"{name}: got {value!r}, expected a whole number, at least {minimum}{limit}")
+    return batch_size

@@ -10,13 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dr_plugin.checks import check_whole
 from dr_plugin.samplers.class_rows import Progress
 from dr_plugin.samplers.packaged import (
     Labels,
     PackagedTripletSampler,
     as_classes,
     check_batch_size,
-    check_whole,
     checksum,
 )
 from dr_plugin.samplers.reservoir_passes import ReservoirPasses

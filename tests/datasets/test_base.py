@@ -91,3 +91,14 @@ def test_open_rgb_names_the_file_it_cannot_read(tmp_path, damage):
 @pytest.mark.parametrize(("count", "text"), [(0, ""), (1, "0"), (3, "0, 1, 2"), (4, "0, 1, 2 and 1 more")])
 def test_first_few_counts_the_rest(count, text):
     assert first_few([str(i) for i in range(count)]) == text
+
+
+def test_open_rgb_turns_the_image_as_its_exif_says(tmp_path):
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    pixels[:2] = 255  # white above
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    opened = np.asarray(open_rgb(str(tmp_path / "turned.png")))
+    assert opened.shape == (6, 4, 3)
+    np.testing.assert_array_equal(opened, np.rot90(pixels, k=-1))

@@ -257,7 +257,7 @@ def test_build_notices_other_indices_of_more_items_than_it_hashes(
 
 
 @pytest.mark.parametrize("name", ["meta.json", "images"])
-@pytest.mark.parametrize("left", [0, 40, -1])
+@pytest.mark.parametrize("left", [0, 40, -2])  # -1 would only cost meta.json its last line feed
 def test_build_replaces_a_truncated_pack(root: Path, tmp_path: Path, name: str, left: int) -> None:
     folder = tmp_path / "pack"
     PackedImages.build(Files(root), folder)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from pytorch_metric_learning.losses import ContrastiveLoss, CrossBatchMemory
 
+from dr_plugin.atomic import replacing, write_json
 from dr_plugin.experiments import checkpoint
-from dr_plugin.experiments.atomic import replacing, write_json
 
 CPU = torch.device("cpu")
 

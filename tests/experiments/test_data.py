@@ -5,6 +5,7 @@ import torch
 
 from dr_plugin.datasets import PackedImages
 from dr_plugin.experiments import data as data_module
+from dr_plugin.experiments.cache import packed_folder
 from dr_plugin.experiments.data import RunData, check_data, load_data
 from dr_plugin.experiments.recipe import Recipe, RecipeError
 
@@ -166,7 +167,7 @@ def test_load_data_gives_its_progress_to_the_data_set(tmp_path, monkeypatch):
 def test_cache_folder_tells_relative_roots_of_two_places_apart(tmp_path, monkeypatch):
     def folder(root, *place):
         monkeypatch.chdir(tmp_path.joinpath(*place))
-        return data_module._cache_folder(recipe_with(dataset={"type": "TinyImageNet", "root": root}), "train")
+        return packed_folder(recipe_with(dataset={"type": "TinyImageNet", "root": root}), "train")
 
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()

@@ -142,7 +142,7 @@ def test_run_leaves_all_that_it_takes_to_repeat_and_judge_it(whole, recipe_file)
     assert set(result.metrics["baselines"]) == {"untrained", "pixels", "hog"}
     assert [item["steps"] for item in result.metrics["stages"]] == [2 * 5, 3 * 5]
     assert [item["images_seen"] for item in result.metrics["stages"]] == [80, 120]
-    assert not list(folder.rglob("*.part"))
+    assert not list(folder.rglob("*.partial"))
 
 
 def test_environment_names_no_user_host_or_path(whole):

@@ -164,7 +164,7 @@ def test_folder_holds_a_run_for_each_point_and_seed(swept):
     assert {path.name for path in (folder / "runs").iterdir()} == expected
     assert {path.name for path in (folder / "shared").iterdir()} == {"seed4", "seed7"}
     assert all(is_finished(path) for path in (folder / "runs").iterdir())
-    assert not list(folder.rglob("*.part")) + list(folder.rglob("*.new"))
+    assert not list(folder.rglob("*.partial")) + list(folder.rglob("*.new"))
     assert result.report == folder / "sweep.html"
     assert result.metrics == json.loads((folder / "sweep.json").read_text())
 
@@ -303,7 +303,7 @@ def test_interrupted_sweep_resumes_to_the_same_bits(swept, recipe_path, tmp_path
     for name in ("gap=0.1-seed4", "gap=0.4-seed4"):
         assert_same_run(swept[0] / "runs" / name, folder / "runs" / name)
     assert (
-        not list(folder.rglob("*.part"))
+        not list(folder.rglob("*.partial"))
         + list(folder.rglob("*.new"))
         + list(folder.rglob("runs/*/*/last.pt"))
     )
@@ -344,7 +344,7 @@ def test_what_a_kill_leaves_behind_is_cleared(swept, recipe_path, tmp_path):
     """A run's folder without a whole recipe.yaml, and one that was being made."""
     folder, recipe = tmp_path / "sweep", load_recipe(recipe_path, TWO_RUNS)
     (folder / "runs" / "gap=0.1-seed4").mkdir(parents=True)
-    (folder / "runs" / "gap=0.1-seed4" / "recipe.yaml.part").write_text("see")
+    (folder / "runs" / "gap=0.1-seed4" / "recipe.yaml.partial").write_text("see")
     (folder / "runs" / ".gap=0.4-seed4.new").mkdir()
     (folder / "runs" / ".gap=0.4-seed4.new" / "stale").write_text("old")
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
@@ -352,7 +352,7 @@ def test_what_a_kill_leaves_behind_is_cleared(swept, recipe_path, tmp_path):
     for name in ("gap=0.1-seed4", "gap=0.4-seed4"):
         assert_same_run(swept[0] / "runs" / name, folder / "runs" / name)
     names = {path.name for path in folder.rglob("*")}
-    assert not names & {"recipe.yaml.part", ".gap=0.4-seed4.new", "stale"}
+    assert not names & {"recipe.yaml.partial", ".gap=0.4-seed4.new", "stale"}
 
 
 def test_resume_runs_nothing_that_is_finished(swept, monkeypatch):
