@@ -9,6 +9,7 @@ from torch import nn
 from dr_plugin.datasets import BatchAugment, PackedImages
 from dr_plugin.metrics import nearest, precision_at_k, recall_at_k
 from dr_plugin.relevance.features import HOG
+from dr_plugin.relevance.image_rows import ImageBatches
 
 from .recipe import Evaluation
 from .trainer import DTYPES
@@ -27,7 +28,7 @@ class Embedder:
     progress: Progress | None = None
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module, images: PackedImages, task: str = "embed") -> torch.Tensor:
+    def __call__(self, model: nn.Module, images: ImageBatches, task: str = "embed") -> torch.Tensor:
         """Embeddings (N, D) float32 of all ``images``; the model's mode is put back as it was."""
         was_training = model.training
         model.eval()
@@ -93,15 +94,3 @@ def hog(images: PackedImages, progress: Progress | None = None) -> torch.Tensor:
     return torch.from_numpy(
         descriptor.fit(everything[:1].numpy()).transform(everything.numpy(), progress=progress)
     )
-
-
-class ConvNetEmbedding(nn.Module):
-    """The l2-normalised output of a trunk's ConvNet: what a softmax stage is evaluated by."""
-
-    def __init__(self, convnet: nn.Module) -> None:
-        super().__init__()
-        self.convnet = convnet
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (B, 3, S, S) -> unit vectors (B, F)."""
-        return nn.functional.normalize(self.convnet(images).float(), dim=1)

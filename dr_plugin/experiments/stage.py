@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import nn
 
+from dr_plugin.trunks import ConvNetEmbedding
+
 from . import checkpoint
 from .assemble import build_trainer, planned_steps, stage_seed
 from .context import Context
-from .evaluate import ConvNetEmbedding, rank
+from .evaluate import rank
 from .recipe import SoftmaxStage
 from .trainer import StageTrainer
 

@@ -1,7 +1,8 @@
 """Trunks: image -> embedding."""
 
+from dr_plugin.trunks.convnet_embedding import ConvNetEmbedding
 from dr_plugin.trunks.deep_ranking import DeepRankingTrunk
 from dr_plugin.trunks.small import SmallConvNet, SmallResNet
 from dr_plugin.trunks.weights import load_weights
 
-__all__ = ["DeepRankingTrunk", "SmallConvNet", "SmallResNet", "load_weights"]
+__all__ = ["ConvNetEmbedding", "DeepRankingTrunk", "SmallConvNet", "SmallResNet", "load_weights"]

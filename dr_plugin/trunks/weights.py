@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 CHECKPOINT_FORMAT = 1
 _NAMES_SHOWN = 8
+_CONVNET = "convnet."  # before the names of a trunk's ConvNet
 
 
 def load_weights(trunk: nn.Module, file: str | os.PathLike[str]) -> None:
@@ -22,8 +23,8 @@ def load_weights(trunk: nn.Module, file: str | os.PathLike[str]) -> None:
 
     Args:
         trunk: A `DeepRankingTrunk`, or any module.
-        file: A state dict (of the ConvNet with torchvision's names, or of a whole trunk), or one of our
-            checkpoints. Read with ``weights_only=True``: no code in it runs.
+        file: A state dict (of the ConvNet with torchvision's names, of a `ConvNetEmbedding`, or of a whole
+            trunk), or one of our checkpoints. Read with ``weights_only=True``: no code in it runs.
     Raises:
         ValueError: if the file cannot be read, or is of another network: one error with every name that is
             missing, unexpected or of the wrong shape.
@@ -75,6 +76,8 @@ def load_state(trunk: nn.Module, state: Mapping[str, Tensor], *, source: str = "
     """Load a state dict into a trunk, or into its ConvNet alone; see `load_weights`."""
     target = trunk
     convnet = getattr(trunk, "convnet", None)
+    if isinstance(convnet, nn.Module) and all(name.startswith(_CONVNET) for name in state):
+        state = {name.removeprefix(_CONVNET): value for name, value in state.items()}  # of a ConvNetEmbedding
     if isinstance(convnet, nn.Module) and (
         len(state.keys() & convnet.state_dict().keys()) >= len(state.keys() & trunk.state_dict().keys())
     ):
