@@ -70,6 +70,33 @@ def make_tiny_imagenet() -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture(scope="session")
+def make_rated_triplets() -> Callable[..., Path]:
+    """Write images and triplets.csv, as people might have rated them: ``make_rated_triplets(root, ...) -> root``.
+
+    Each text query has images of a few colours under noise; a positive has its query's colour, a negative another.
+    """
+
+    def make(root: Path, queries: int = 4, triplets: int = 6, size: int = 48, seed: int = 0) -> Path:
+        rng = np.random.default_rng(seed)
+        root = Path(root)
+        (root / "images").mkdir(parents=True, exist_ok=True)
+        lines = ["text_query,query,positive,negative"]
+        for query in range(queries):
+            for number in range(triplets):
+                near, far = rng.permutation(classes := 3)[:2]
+                names = []
+                for role, colour in zip("qpn", (near, near, far), strict=True):
+                    names.append(f"images/{query}-{number}-{role}.png")
+                    picture = _striped(rng, int(colour), classes, size)[:, : size - 8 * (number % 2)]
+                    Image.fromarray(picture).save(root / names[-1])
+                lines.append(",".join([f"query {query}", *names]))
+        (root / "triplets.csv").write_text("\n".join(lines) + "\n")
+        return root
+
+    return make
+
+
 def _striped(rng: np.random.Generator, number: int, classes: int, size: int) -> np.ndarray:
     """One (size, size, 3) uint8 image of class ``number``."""
     turn = number / classes

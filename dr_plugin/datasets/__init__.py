@@ -5,7 +5,9 @@ from .augment import BatchAugment
 from .class_folders import ClassFolders
 from .digits import Digits
 from .packed import PackedImages
+from .rated import RatedTripletsError, rated_triplets, refuse_rated
 from .shards import write_shards
+from .similarity_triplets import SimilarityTriplets
 from .stream import TripletStream
 from .tiny_imagenet import TinyImageNet
 
@@ -15,7 +17,11 @@ __all__ = [
     "Digits",
     "DownloadError",
     "PackedImages",
+    "RatedTripletsError",
+    "SimilarityTriplets",
     "TinyImageNet",
     "TripletStream",
+    "rated_triplets",
+    "refuse_rated",
     "write_shards",
 ]

@@ -97,7 +97,8 @@ def _ranking_trainer(
         return StreamTrainer(
             stream=open_stream(recipe, stage, dataset, relevance, context.reporter.update), **parts
         )
-    return RankingTrainer(sampler=build.build_sampler(stage, dataset.labels, recipe, relevance), **parts)
+    sampler = build.build_sampler(stage, dataset.labels, recipe, relevance, context.data.triplets)
+    return RankingTrainer(sampler=sampler, **parts)
 
 
 def _softmax_trainer(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 
 from dr_plugin.triplets import Relevance
 
@@ -20,7 +20,7 @@ from .slots import BuildError, Supply, plan
 Progress = Callable[[str, int, int | None], None]
 
 
-def build_dataset(recipe: Recipe, split: str, progress: Progress | None = None) -> Dataset[Any]:
+def build_dataset(recipe: Recipe, split: str, progress: Progress | None = None) -> Any:
     """The recipe's data set; ``split`` is ``"train"`` or ``"val"``, which other families call ``"test"``.
 
     A data set that takes ``progress``, as ours do that can be downloaded, is given it.
@@ -28,10 +28,19 @@ def build_dataset(recipe: Recipe, split: str, progress: Progress | None = None) 
     Raises:
         RecipeError: as all functions here, if the slot's class refuses its arguments.
     """
-    slot = recipe.data.dataset
+    return dataset_of(recipe.data.dataset, split, progress)
+
+
+def dataset_of(slot: Slot, split: str, progress: Progress | None = None) -> Any:
+    """A slot's data set; see `build_dataset`."""
     dataset: Any = _build("dataset", slot, dataset_supply(slot, split, progress))
     _name_as_ours(slot, dataset)
-    return dataset  # type: ignore[no-any-return]
+    return dataset
+
+
+def build_feature(slot: Slot) -> Any:
+    """A hand-crafted feature's transformer, not yet fitted."""
+    return _build("feature", slot, Supply())
 
 
 def build_trunk(recipe: Recipe) -> nn.Module:
@@ -42,19 +51,27 @@ def build_trunk(recipe: Recipe) -> nn.Module:
 
 def build_relevance(recipe: Recipe, cache: Path) -> Any:
     """The recipe's relevance, not yet fitted; ``cache`` is where it may keep features."""
-    slot = recipe.relevance
-    if slot is None:
+    if recipe.relevance is None:
         raise ValueError("the recipe has no relevance, expected one")
-    return _build("relevance", slot, Supply({"cache": cache, "seed": recipe.seed}))
+    return relevance_of(recipe.relevance, cache, recipe.seed)
+
+
+def relevance_of(slot: Slot, cache: Path, seed: int) -> Any:
+    """A slot's relevance; see `build_relevance`."""
+    return _build("relevance", slot, Supply({"cache": cache, "seed": seed}))
 
 
 def build_sampler(
-    stage: RankingStage, labels: Tensor, recipe: Recipe, relevance: Relevance | None = None
+    stage: RankingStage,
+    labels: Tensor,
+    recipe: Recipe,
+    relevance: Relevance | None = None,
+    triplets: Tensor | None = None,
 ) -> Sampler[Any] | None:
     """The stage's sampler of the images with these labels (N,); None where the recipe leaves it out."""
     if stage.sampler is None:
         return None
-    supply = sampler_supply(stage, labels, recipe, relevance)
+    supply = sampler_supply(stage, labels, recipe, relevance, triplets)
     sampler: Sampler[Any] = _build("sampler", stage.sampler, supply)
     return sampler
 
@@ -126,10 +143,14 @@ def trunk_supply(recipe: Recipe) -> Supply:
 
 
 def sampler_supply(
-    stage: RankingStage, labels: Tensor, recipe: Recipe, relevance: Relevance | None = None
+    stage: RankingStage,
+    labels: Tensor,
+    recipe: Recipe,
+    relevance: Relevance | None = None,
+    triplets: Tensor | None = None,
 ) -> Supply:
     """An epoch is as long as the data set, also for PML's samplers, whose own default is 100,000 images."""
-    values = {
+    values: dict[str, Any] = {
         "labels": labels,
         "data_source": labels,
         "batch_size": stage.batch_size,
@@ -137,7 +158,9 @@ def sampler_supply(
         "seed": recipe.seed,
         "generator": torch.Generator().manual_seed(recipe.seed),
     }
-    return Supply(values if relevance is None else {**values, "relevance": relevance}, lacking=_LACKING)
+    known = {"relevance": relevance, "triplets": triplets}
+    values |= {name: value for name, value in known.items() if value is not None}
+    return Supply(values, lacking=_LACKING)
 
 
 def stream_supply(stage: RankingStage, recipe: Recipe, source: Any, pair_relevance: Any) -> Supply:
@@ -152,7 +175,10 @@ def miner_supply(recipe: Recipe, relevance: Relevance | None) -> Supply:
     return Supply(values if relevance is None else {**values, "relevance": relevance})
 
 
-_LACKING = {"relevance": "a relevance, which the run gives where the recipe has the section relevance"}
+_LACKING = {
+    "relevance": "a relevance, which the run gives where the recipe has the section relevance",
+    "triplets": "a file of triplets, or data.dataset: SimilarityTriplets, which brings its own",
+}
 
 
 def loss_supply(num_classes: int, embedding_size: int) -> Supply:

@@ -17,6 +17,8 @@ from pytorch_metric_learning.samplers import FixedSetOfTriplets
 from torch import nn
 from torch.utils.data import BatchSampler
 
+from dr_plugin.datasets import SimilarityTriplets
+from dr_plugin.samplers import OfflineTripletSampler
 from dr_plugin.samplers.packaged import PackagedTripletSampler
 from dr_plugin.triplets.relevances import Indices
 
@@ -90,6 +92,7 @@ class _Check:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.problems: list[Problem] = []
+        self.brings_triplets = False
 
     def all(self) -> list[Problem]:
         self._packages()
@@ -149,6 +152,7 @@ class _Check:
         except NotFoundError:  # planning finds it too, and says so
             supply = Supply()
         part = self._plan("dataset", slot, key, supply)
+        self.brings_triplets = part is not None and issubclass(part.cls, SimilarityTriplets)
         if part is not None and not {"split", "train"} & part.arguments.keys():
             text = "which has no argument split or train, expected a data set that gives train and val apart"
             self._add((*key, "type"), f"got {got(slot.type)}, {text}")
@@ -214,10 +218,15 @@ class _Check:
         # As many classes as a batch can need where the number is not known, and images for more than one batch.
         classes = self._num_classes() or max(stage.batch_size, 2)
         labels = torch.arange(classes).repeat(1 + math.ceil(stage.batch_size / classes))
-        supply = sampler_supply(stage, labels, self.recipe, self._stand_in())
+        triplets = torch.arange(3 * (len(labels) // 3)).view(-1, 3)
+        own = triplets if self.brings_triplets else None
+        supply = sampler_supply(stage, labels, self.recipe, self._stand_in(), own)
         part = self._plan("sampler", stage.sampler, key, supply)
         if part is not None and isinstance(relevance := part.arguments.get("relevance"), _StandIn):
             part = replace(part, arguments=part.arguments | {"labels": relevance.labels})
+        if part is not None and issubclass(part.cls, OfflineTripletSampler):
+            stand_in = {"triplets": triplets, "weights": None}  # the file's own need the data
+            part = replace(part, arguments=part.arguments | stand_in)
         if part is not None and isinstance(part.arguments.get("num_triplets"), int):
             # PML's FixedSetOfTriplets draws them all, one by one.
             part = replace(part, arguments=part.arguments | {"num_triplets": 1})

@@ -1,14 +1,10 @@
 """The images of a run: train and val packed, cut to the wanted classes, with the selection images set apart."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 import torch
 from torch.utils.data import BatchSampler
 
@@ -16,6 +12,8 @@ from dr_plugin.datasets import BatchAugment, PackedImages
 from dr_plugin.relevance.features import HOG
 
 from . import build
+from .cache import packed_folder
+from .offline import check_triplets, triplets_of
 from .recipe import Augment, RankingStage, Recipe, RecipeError
 from .relevance import RunRelevance, load_relevance
 from .streaming import open_stream
@@ -28,7 +26,8 @@ class RunData:
     """The images of a run; labels 0..C-1 are those of the classes kept, in their old order.
 
     ``train`` holds all training images, of which ``fit`` (indices) are trained on and ``selection`` choose
-    checkpoints; ``val`` is only reported. ``relevance`` is over the images of ``fit``, in that order.
+    checkpoints; ``val`` is only reported. ``relevance`` is over the images of ``fit``, in that order, and
+    ``triplets`` (T, 3), where the data set brings some, number them.
     """
 
     train: PackedImages
@@ -37,6 +36,7 @@ class RunData:
     selection: torch.Tensor
     class_names: list[str]
     relevance: RunRelevance | None = None
+    triplets: torch.Tensor | None = None
 
     @property
     def num_classes(self) -> int:
@@ -49,27 +49,29 @@ def load_data(recipe: Recipe, progress: Progress | None = None) -> RunData:
 
     Raises:
         RecipeError: if the classes asked for are not there, a class is too small for the selection, or the
-            recipe asks for more than the data have (see `check_data`).
+            recipe asks for more than the data have (see `check_data`), or trains on rated triplets.
         ValueError: from the data set itself.
     """
     sources: dict[str, Any] = {
         split: build.build_dataset(recipe, split, progress) for split in ("train", "val")
     }
+    check_triplets(recipe, sources["train"], progress)
     class_ids = sources["train"].class_ids
     if sources["val"].class_ids != class_ids:
         raise ValueError("train and val hold different classes; expected the same classes in both")
-    kept = _kept_classes(recipe, class_ids)
+    kept = kept_classes(recipe, class_ids)
     packed = {}
     for split, source in sources.items():
         indices = np.flatnonzero(np.isin(source.labels, kept))
-        folder = _cache_folder(recipe, split)
+        folder = packed_folder(recipe, split)
         whole = PackedImages.build(
             source, folder, size=recipe.data.packed_size, indices=indices, progress=progress
         )
         packed[split] = whole.select_classes(kept)
     fit, selection = _split_selection(recipe, packed["train"].labels, len(kept))
     relevance = load_relevance(recipe, packed["train"].subset(fit), progress)
-    data = RunData(packed["train"], packed["val"], fit, selection, packed["train"].class_names, relevance)
+    names, triplets = packed["train"].class_names, triplets_of(sources["train"])
+    data = RunData(packed["train"], packed["val"], fit, selection, names, relevance, triplets)
     check_data(recipe, data)
     return data
 
@@ -105,7 +107,7 @@ def batch_augment(recipe: Recipe, augment: Augment | None = None) -> BatchAugmen
     )
 
 
-def _kept_classes(recipe: Recipe, class_ids: list[str]) -> list[int]:
+def kept_classes(recipe: Recipe, class_ids: list[str]) -> list[int]:
     """Labels of the classes the recipe asks for, ascending."""
     wanted = recipe.data.classes
     if wanted is None:
@@ -122,19 +124,6 @@ def _kept_classes(recipe: Recipe, class_ids: list[str]) -> list[int]:
             f"data.classes: got {unknown[0]!r}, expected class ids of the data set such as {', '.join(class_ids[:3])}"
         )
     return sorted(class_ids.index(name) for name in wanted)
-
-
-def _cache_folder(recipe: Recipe, split: str) -> Path:
-    """Where the packed images lie: one folder for each thing that is packed, shared by all runs that need it."""
-    data = recipe.data
-    root = (
-        Path(data.cache) if data.cache is not None else platformdirs.user_cache_path("dr_plugin") / "packed"
-    )
-    dataset = data.dataset.model_dump()
-    if isinstance(dataset.get("root"), str):  # the same words mean another folder elsewhere
-        dataset["root"] = str(Path(dataset["root"]).expanduser().resolve())
-    what = json.dumps([dataset, data.classes, data.packed_size], sort_keys=True, default=str)
-    return root / f"{data.dataset.type}-{split}-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
 
 
 def _split_selection(
@@ -215,7 +204,9 @@ def _no_whole_batch(recipe: Recipe, index: int, data: RunData) -> list[str]:
     if isinstance(stage, RankingStage) and stage.sampler is not None:
         try:
             stored = data.relevance.stored if data.relevance is not None else None
-            sampler: Any = build.build_sampler(stage, data.train.labels[data.fit], recipe, stored)
+            sampler: Any = build.build_sampler(
+                stage, data.train.labels[data.fit], recipe, stored, data.triplets
+            )
         except RecipeError as error:
             return error.lines
         if isinstance(sampler, BatchSampler):

@@ -1,9 +1,11 @@
-"""A local HTTP server that can misbehave, for the tests of downloads."""
+"""A local HTTP server that can misbehave, for the tests of downloads; the paper's triplets where they are."""
 
+import os
 import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +76,14 @@ def file_server() -> Iterator[FileServer]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture(scope="session")
+def similarity_triplets_root() -> Path:
+    """The folder of the paper's triplets, from DR_PLUGIN_SIMILARITY_TRIPLETS; without it, tests skip."""
+    value = os.environ.get("DR_PLUGIN_SIMILARITY_TRIPLETS")
+    if not value:
+        pytest.skip("set DR_PLUGIN_SIMILARITY_TRIPLETS to the folder that holds triplets.csv and images/")
+    if not (Path(value) / "triplets.csv").is_file():
+        pytest.fail(f"DR_PLUGIN_SIMILARITY_TRIPLETS={value} holds no triplets.csv")
+    return Path(value)
