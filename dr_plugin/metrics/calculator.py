@@ -9,7 +9,10 @@ import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator, nan_accuracy
 from torch import Tensor
 
+from dr_plugin.checks import check_whole
 from dr_plugin.metrics.knn import ExactKNN
+from dr_plugin.metrics.matches import Reduction, averaged, right_neighbors
+from dr_plugin.metrics.mean_average_precision import mean_average_precision
 from dr_plugin.metrics.precision_at_k import precision_at_k
 from dr_plugin.metrics.recall_at_k import recall_at_k
 
@@ -18,7 +21,9 @@ Array = Tensor | np.ndarray[Any, Any]
 
 
 class RankingAccuracyCalculator(AccuracyCalculator):
-    """PML's AccuracyCalculator with ``precision_at_<k>`` and ``recall_at_<m>``, less its silent errors.
+    """PML's AccuracyCalculator with our metrics at k, less its silent errors.
+
+    ``precision_at_<k>``, ``recall_at_<m>`` (which is the hit rate) and ``mean_average_precision_at_<m>``.
 
     The metric's name carries its k (``precision_at_30``), so testers and hooks show what was measured.
     A query whose class the reference does not hold is left out of the mean, as in PML's own metrics
@@ -27,7 +32,8 @@ class RankingAccuracyCalculator(AccuracyCalculator):
     Differs from PML's calculator, where it would return a wrong number or fail late:
 
     - k larger than the reference (less the query itself, where it is part of it) is a ValueError; PML reads
-      faiss's -1 ids as the last label. A ``knn_func`` that returns ids outside the reference is refused too.
+      faiss's -1 ids as the last label. A ``knn_func`` that returns ids outside the reference is refused too, and so
+      is one that gives a query as its own neighbour.
     - Labels are renumbered 0..C-1 before PML casts them to float32, which merges ids above 2^24.
     - P@k cannot be had from fewer than k neighbours; r_precision and mean_average_precision_at_r are refused
       where k is smaller than the largest class; unknown names in ``get_accuracy(include=...)`` are refused.
@@ -38,6 +44,8 @@ class RankingAccuracyCalculator(AccuracyCalculator):
         k: The k of precision_at_k.
         recall_at: The k of each recall_at_k; may exceed k (the search then asks for more neighbours, which
             PML's mean_average_precision and mean_reciprocal_rank see as well).
+        map_at: The k of each mean_average_precision_at_k, over the k nearest, out of the most that a class could have
+            there (min of k and its images in the reference), so that 1 can be reached; may exceed k too.
         include: Names of the metrics to compute, ours and PML's; by default all of ours.
         exclude: Names to leave out.
         avg_of_avgs: Average over classes of the averages over each class's queries.
@@ -46,7 +54,7 @@ class RankingAccuracyCalculator(AccuracyCalculator):
         knn_func: Called as knn_func(query, k, reference, ref_includes_query); default ``ExactKNN()``.
         kmeans_func: As in PML; only used for AMI and NMI.
     Raises:
-        ValueError: if k or recall_at are not positive integers, or include or exclude hold an unknown name.
+        ValueError: if k, recall_at or map_at are not positive integers, or include or exclude hold an unknown name.
     Example:
         >>> import torch
         >>> calculator = RankingAccuracyCalculator(k=2, recall_at=(1,), device="cpu")
@@ -60,6 +68,7 @@ class RankingAccuracyCalculator(AccuracyCalculator):
         k: int = 30,
         *,
         recall_at: Sequence[int] = (),
+        map_at: Sequence[int] = (),
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         avg_of_avgs: bool = False,
@@ -68,13 +77,12 @@ class RankingAccuracyCalculator(AccuracyCalculator):
         knn_func: KNNFunction | None = None,
         kmeans_func: Callable[[Tensor, int], Tensor] | None = None,
     ) -> None:
-        for value in (k, *recall_at):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"got k={k!r} and recall_at={tuple(recall_at)!r}, expected positive integers"
-                )
+        k = check_whole("k", k, minimum=1)
+        recall_at = [check_whole("recall_at", m, minimum=1) for m in recall_at]
+        map_at = [check_whole("map_at", m, minimum=1) for m in map_at]
         metrics = {f"precision_at_{k}": partial(self._metric, precision_at_k, k)}
         metrics |= {f"recall_at_{m}": partial(self._metric, recall_at_k, m) for m in recall_at}
+        metrics |= {f"mean_average_precision_at_{m}": partial(self._average_precision, m) for m in map_at}
         self._ranking_metrics = tuple(metrics)
         for name, metric in metrics.items():
             setattr(self, f"calculate_{name}", metric)  # PML finds its metrics by this prefix
@@ -83,7 +91,7 @@ class RankingAccuracyCalculator(AccuracyCalculator):
             exclude=tuple(exclude),
             avg_of_avgs=avg_of_avgs,
             return_per_class=return_per_class,
-            k=max(k, *recall_at, 1),
+            k=max((k, *recall_at, *map_at)),
             device=None if device is None else torch.device(device),
             knn_func=ExactKNN() if knn_func is None else _CheckedKNN(knn_func),
             kmeans_func=kmeans_func,
@@ -127,7 +135,7 @@ class RankingAccuracyCalculator(AccuracyCalculator):
             less = " without the query itself" if own else ""
             raise ValueError(
                 f"got k={k} neighbours, expected at most the {num_reference_embeddings - own} images of the "
-                f"reference{less}: lower k and recall_at, or use a larger reference"
+                f"reference{less}: lower k, recall_at and map_at, or use a larger reference"
             )
         largest_class = int(bin_counts.max()) - own
         whole_class = {"r_precision", "mean_average_precision_at_r"}.intersection(self.get_curr_metrics())
@@ -164,14 +172,32 @@ class RankingAccuracyCalculator(AccuracyCalculator):
         if not not_lone_query_mask.any():
             nothing: float | list[float] = nan_accuracy(label_counts[0], self.return_per_class)
             return nothing
-        by_class = self.avg_of_avgs or self.return_per_class
         values = function(
             knn_labels[not_lone_query_mask].long(),  # PML made them float32; dense labels survive that
             query_labels[not_lone_query_mask].long(),
             k,
-            reduction="class" if by_class else "mean",
+            reduction=self._reduction(),
         )
         return values.tolist() if self.return_per_class else values.mean().item()
+
+    def _average_precision(
+        self, k: int, *, label_counts: tuple[Tensor, Tensor], ref_includes_query: bool, **kwargs: Any
+    ) -> float | list[float]:
+        """Average precision over the first k, of as many images as the query's class has in the reference."""
+        sizes = dict(zip(*(each.long().tolist() for each in label_counts), strict=True))
+        own = int(ref_includes_query)
+
+        def function(neighbors: Tensor, queries: Tensor, k: int, *, reduction: Reduction) -> Tensor:
+            counts = torch.tensor([sizes[label] - own for label in queries.tolist()], device=queries.device)
+            values = mean_average_precision(
+                right_neighbors(neighbors, queries, k), counts, out_of="reachable", reduction="none"
+            )
+            return averaged(values, 1, queries, reduction)
+
+        return self._metric(function, k, label_counts=label_counts, **kwargs)
+
+    def _reduction(self) -> Reduction:
+        return "class" if self.avg_of_avgs or self.return_per_class else "mean"
 
 
 class _CheckedKNN:
@@ -193,4 +219,12 @@ class _CheckedKNN:
                 f"got neighbour ids {int(indices.min())}..{int(indices.max())} from knn_func, expected "
                 f"0..{len(reference) - 1}: an approximate index found fewer than k={k}: raise its effort"
             )
+        if ref_includes_query:
+            own = (indices == torch.arange(len(query), device=indices.device)[:, None]).any(1)
+            if own.any():
+                raise ValueError(
+                    f"got {int(own.sum())} queries as their own neighbour from knn_func (the first: "
+                    f"{int(own.int().argmax())}), expected none: where ref_includes_query is true, leave out row i for "
+                    "query i, by its index, as ExactKNN does"
+                )
         return distances, indices

@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dr_plugin.checks import check_whole_or_none
+from dr_plugin.metrics.matches import check_k
 from dr_plugin.metrics.tiles import Progress, Tiles, candidate_search, chunk_rows, full_precision
 
 # Candidates kept beyond k: the tiles rank by rounded distances, the last step by exact ones.
@@ -65,7 +67,10 @@ def nearest(
         >>> nearest(gallery, gallery, k=1, exclude_self=True)[1].T
         tensor([[1, 0, 1]])
     """
-    _check_arguments(query, gallery, k, exclude_self, chunk_size)
+    _check_arguments(query, gallery, exclude_self)
+    less = ", its own row left out" if exclude_self else ""
+    k = check_k(k, len(gallery) - int(exclude_self), f"the gallery holds {len(gallery)} rows{less}")
+    chunk_size = check_whole_or_none("chunk_size", chunk_size, minimum=1)
     search = candidate_search(backend, largest, device)
     where = (
         torch.device(device)
@@ -146,9 +151,7 @@ def _ranked(
     return distances, indices
 
 
-def _check_arguments(
-    query: Tensor, gallery: Tensor, k: int, exclude_self: bool, chunk_size: int | None
-) -> None:
+def _check_arguments(query: Tensor, gallery: Tensor, exclude_self: bool) -> None:
     shapes = f"query {tuple(query.shape)} and gallery {tuple(gallery.shape)}"
     if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
         raise ValueError(f"got {shapes}, expected (Q, D) and (N, D) with the same D")
@@ -157,16 +160,6 @@ def _check_arguments(
     for name, embeddings in (("query", query), ("gallery", gallery)):
         if not embeddings.is_floating_point() and embeddings.dtype != torch.uint8:
             raise ValueError(f"got {name} of {embeddings.dtype}, expected a float type or uint8")
-    available = len(gallery) - int(exclude_self)
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= available:
-        less = ", its own row left out" if exclude_self else ""
-        raise ValueError(
-            f"got k={k!r}, expected an int in 1..{available}: the gallery holds {len(gallery)} rows{less}"
-        )
-    if chunk_size is not None and (
-        isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1
-    ):
-        raise ValueError(f"got chunk_size={chunk_size!r}, expected a positive int, or None for the default")
     if exclude_self and len(query) > len(gallery):
         raise ValueError(
             f"got exclude_self=True for {len(query)} queries and {len(gallery)} gallery rows, "

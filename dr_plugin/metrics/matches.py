@@ -1,11 +1,21 @@
-"""What the metrics at k share: which neighbours are right, and averages of counts over queries."""
+"""What the metrics and searches at k share: k itself, which neighbours are right, and averages over queries."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from dr_plugin.checks import check_whole
+
 Reduction = Literal["mean", "none", "class"]
+
+
+def check_k(k: Any, most: int, why: str) -> int:
+    """``k``, Python's or numpy's, as an int; a ValueError that says why unless it is in 1..most."""
+    number = check_whole("k", k, minimum=1)
+    if number > most:
+        raise ValueError(f"k: got {number}, expected at most {most}: {why}")
+    return number
 
 
 def right_neighbors(neighbor_labels: Tensor, query_labels: Tensor, k: int) -> Tensor:
@@ -27,21 +37,18 @@ def right_neighbors(neighbor_labels: Tensor, query_labels: Tensor, k: int) -> Te
             raise ValueError(f"got {name} of {labels.dtype}, expected integers: floats merge large class ids")
     if len(query_labels) == 0:
         raise ValueError("got no queries, expected at least one: the mean of nothing is not a number")
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= neighbor_labels.shape[1]:
-        raise ValueError(
-            f"got k={k!r}, expected an int in 1..{neighbor_labels.shape[1]}, the neighbours at hand"
-        )
+    k = check_k(k, neighbor_labels.shape[1], "the neighbours at hand")
     return neighbor_labels[:, :k] == query_labels[:, None]
 
 
 def averaged(counts: Tensor, out_of: int, query_labels: Tensor, reduction: Reduction) -> Tensor:
-    """Counts per query, each out of ``out_of``, as one mean, as they are, or as a mean for each class.
+    """Counts (or values) per query, each out of ``out_of``, as one mean, as they are, or as a mean for each class.
 
-    Sums are taken over integers and divided once, so no rounding builds up over many queries.
+    Sums of counts are taken over integers and divided once, so no rounding builds up over many queries.
 
     Shape:
-        counts (Q,) long, query_labels (Q,) integer -> () for "mean", (Q,) for "none", and for "class" (C,) in
-        the order of ``torch.unique(query_labels)``; float32.
+        counts (Q,) long or float32, query_labels (Q,) integer -> () for "mean", (Q,) for "none", and for "class"
+        (C,) in the order of ``torch.unique(query_labels)``; float32.
     """
     if reduction == "none":
         return counts / out_of
@@ -49,6 +56,8 @@ def averaged(counts: Tensor, out_of: int, query_labels: Tensor, reduction: Reduc
         return counts.sum() / (len(counts) * out_of)
     if reduction == "class":
         classes, place, sizes = torch.unique(query_labels, return_inverse=True, return_counts=True)
-        sums = torch.zeros(len(classes), dtype=torch.long, device=counts.device).index_add_(0, place, counts)
+        sums = torch.zeros(len(classes), dtype=counts.dtype, device=counts.device).index_add_(
+            0, place, counts
+        )
         return sums.div(sizes * out_of)
     raise ValueError(f"got reduction={reduction!r}, expected 'mean', 'none' or 'class'")

@@ -1,7 +1,10 @@
 """Recall at k, in retrieval's sense."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
+from dr_plugin.checks import check_whole
 from dr_plugin.metrics.matches import Reduction, averaged, right_neighbors
 
 
@@ -34,3 +37,27 @@ def recall_at_k(
     """
     right = right_neighbors(neighbor_labels, query_labels, k)
     return averaged(right.any(1).long(), 1, query_labels, reduction)
+
+
+def recalls_at_k(
+    neighbor_labels: Tensor,
+    query_labels: Tensor,
+    ks: Sequence[int] = (1, 2, 4, 8, 16, 32),
+    *,
+    reduction: Reduction = "mean",
+) -> dict[int, Tensor]:
+    """``recall_at_k`` for each k, by default for those that papers print.
+
+    Shape:
+        (Q, K) and (Q,) integer -> for each k () for "mean", (Q,) for "none", (C,) for "class", float32.
+    Raises:
+        ValueError: as ``recall_at_k``, for any of the ks; if there are none.
+    Example:
+        >>> import torch
+        >>> recalls_at_k(torch.tensor([[7, 7, 3], [5, 3, 7]]), torch.tensor([7, 3]), ks=(1, 2))
+        {1: tensor(0.5000), 2: tensor(1.)}
+    """
+    if len(ks) == 0:
+        raise ValueError("got no ks, expected at least one")
+    numbers = [check_whole("ks", k, minimum=1) for k in ks]
+    return {k: recall_at_k(neighbor_labels, query_labels, k, reduction=reduction) for k in numbers}

@@ -68,17 +68,16 @@ def candidate_search(backend: str, largest: bool, device: torch.device | str | N
         raise ValueError(
             f"got device={str(device)!r} with backend='faiss', expected the CPU: use backend='torch'"
         )
-    faiss = _import_faiss()
+    faiss = import_faiss("backend='faiss'", "use backend='torch'")
     return lambda tiles, wide, _, progress: _faiss_candidates(faiss, tiles, wide, progress)
 
 
-def _import_faiss() -> Any:
+def import_faiss(what: str, instead: str) -> Any:
+    """faiss, or an error that says what needs it and what there is instead."""
     try:
         import faiss
     except ImportError as error:
-        raise ImportError(
-            "backend='faiss' needs faiss: pip install faiss-cpu, or use backend='torch'"
-        ) from error
+        raise ImportError(f"{what} needs faiss: pip install faiss-cpu, or {instead}") from error
     return faiss
 
 

@@ -7,11 +7,18 @@ import sys
 import pytest
 
 MODULES = [
+    "metrics.calculator",
     "metrics.concordance",
+    "metrics.faiss_index",
+    "metrics.hit_rate_at_k",
     "metrics.knn",
+    "metrics.mean_average_precision",
+    "metrics.paired_test",
     "metrics.precision_at_k",
     "metrics.recall_at_k",
-    "metrics.calculator",
+    "metrics.score_at_top_k",
+    "metrics.similarity_precision",
+    "metrics.triplet_ranks",
 ]
 
 
@@ -26,12 +33,32 @@ def test_examples_run(name):
 def test_public_names():
     metrics = importlib.import_module("dr_plugin.metrics")
     assert metrics.__all__ == [
+        "ApproximateKNN",
         "ExactKNN",
+        "PairedTest",
         "RankingAccuracyCalculator",
+        "ScoreAtTopK",
+        "SimilarityPrecision",
+        "TripletRanks",
+        "approximate_recall",
+        "build_index",
         "concordance",
         "concordance_score",
+        "hit_rate_at_k",
+        "load_index",
+        "mean_average_precision",
         "nearest",
+        "paired_test",
+        "pools_by_group",
         "precision_at_k",
         "recall_at_k",
+        "recalls_at_k",
+        "save_index",
+        "scaled_k",
+        "score_at_top_k",
+        "search_index",
+        "similarity_precision",
+        "triplet_ranks",
+        "triplets_right",
     ]
     assert all(callable(getattr(metrics, name)) for name in metrics.__all__)

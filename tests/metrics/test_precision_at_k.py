@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -70,6 +71,11 @@ def test_integer_types(dtype):
     assert precision_at_k(NEIGHBORS.to(dtype), QUERIES.to(dtype), 2).item() == 0.5
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8])
+def test_numpy_k_is_taken(kind):
+    assert precision_at_k(NEIGHBORS, QUERIES, kind(2)) == precision_at_k(NEIGHBORS, QUERIES, 2) == 0.5
+
+
 def test_mean_over_many_queries_does_not_drift():
     queries = torch.zeros(3_000_000, dtype=torch.long)
     neighbor_labels = (torch.arange(3_000_000) % 10 != 0).long()[:, None]
@@ -80,9 +86,9 @@ def test_mean_over_many_queries_does_not_drift():
 @pytest.mark.parametrize(
     ("neighbor_labels", "query_labels", "k", "options", "match"),
     [
-        (NEIGHBORS, QUERIES, 5, {}, r"k=5, expected an int in 1\.\.4"),
-        (NEIGHBORS, QUERIES, 0, {}, "k=0"),
-        (NEIGHBORS, QUERIES, True, {}, "k=True"),
+        (NEIGHBORS, QUERIES, 5, {}, "k: got 5, expected at most 4: the neighbours at hand"),
+        (NEIGHBORS, QUERIES, 0, {}, "k: got 0, expected a whole number, at least 1"),
+        (NEIGHBORS, QUERIES, True, {}, "k: got True"),
         (NEIGHBORS, QUERIES[:2], 1, {}, r"neighbor_labels \(3, 4\) and query_labels \(2,\)"),
         (NEIGHBORS[0], QUERIES, 1, {}, r"expected \(Q, K\)"),
         (NEIGHBORS, QUERIES[:, None], 1, {}, r"expected \(Q, K\) and \(Q,\)"),
