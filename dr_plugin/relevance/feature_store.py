@@ -14,6 +14,7 @@ import numpy.typing as npt
 from filelock import FileLock
 from sklearn.utils.parallel import Parallel, delayed
 
+from dr_plugin.atomic import replacing
 from dr_plugin.relevance.base import digest
 from dr_plugin.relevance.image_rows import ImageRows, Images
 
@@ -148,6 +149,21 @@ def compute_features(
     return np.concatenate(list(_parts(transformer, _as_rows(images), "float32", n_jobs, progress)))
 
 
+def cached_features(
+    transformer: ImageTransformer,
+    images: Any,
+    cache: str | os.PathLike[str] | None,
+    *,
+    n_jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Features:
+    """The features (N, F), in memory, or of a store in a folder of the transformer's own in `cache`."""
+    if cache is None:
+        return compute_features(transformer, images, n_jobs=n_jobs, progress=progress)
+    folder = Path(cache) / folder_name(transformer)
+    return StoredFeatures.build(transformer, images, folder, n_jobs=n_jobs, progress=progress).features
+
+
 def folder_name(transformer: ImageTransformer) -> str:
     """A name for the transformer's folder beside those of others: its class, and a hash of its parameters."""
     return f"{type(transformer).__name__}-{digest(_parameters(transformer).encode()).hex()[:8]}"
@@ -215,20 +231,16 @@ def _write(path: Path, parts: Iterator[Features], count: int) -> None:
 
     By plain sequential writes, not through a map: a full disk is then an OSError and not a SIGBUS.
     """
-    temporary = path.with_suffix(".partial")
-    try:
-        with open(temporary, "wb") as file:
-            for part in parts:
-                if file.tell() == 0:
-                    shape = (count, part.shape[1])
-                    header = {"descr": part.dtype.str, "fortran_order": False, "shape": shape}
-                    np.lib.format.write_array_header_1_0(file, header)
-                file.write(part.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        for other in path.parent.glob("features-*"):  # an older store, or what a killed build left
-            if other != temporary:
-                other.unlink()  # before the new one is there: there is never more than one
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        for part in parts:
+            if file.tell() == 0:
+                shape = (count, part.shape[1])
+                header = {"descr": part.dtype.str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(part.tobytes())
+        for other in path.parent.glob(
+            "features-*.npy"
+        ):  # before the new one is there: there is never more than one
+            other.unlink()
+    for leftover in path.parent.glob("features-*.partial"):  # of a killed build
+        leftover.unlink()

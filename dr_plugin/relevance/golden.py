@@ -1,6 +1,5 @@
 """The paper's golden feature: a weighted linear combination of the similarities of several features."""
 
-import difflib
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -13,18 +12,18 @@ import torch
 from sklearn.base import TransformerMixin
 from sklearn.exceptions import NotFittedError
 
-from dr_plugin.relevance import features as feature_classes
+from dr_plugin.checks import check_whole
 from dr_plugin.relevance.base import BaseRelevance, Values, digest
 from dr_plugin.relevance.classes import Classes, Labels, checked_indices
 from dr_plugin.relevance.feature import FeatureRelevance, UserKernel
 from dr_plugin.relevance.feature_store import (
     ImageTransformer,
-    StoredFeatures,
+    cached_features,
     compute_features,
-    folder_name,
 )
 from dr_plugin.relevance.image_rows import ImageRows
-from dr_plugin.relevance.max_margin import max_margin
+from dr_plugin.relevance.max_margin import NothingSeparatesError, max_margin
+from dr_plugin.relevance.named import named_transformers
 from dr_plugin.triplets import RANDOM_BITS, UniformTriplets
 from dr_plugin.triplets.kernels import check_kernel
 from dr_plugin.triplets.relevances import Indices
@@ -103,11 +102,11 @@ class GoldenFeatures(BaseRelevance):
         cache: str | os.PathLike[str] | None = None,
         n_jobs: int | None = -1,
     ) -> None:
-        self.features = _transformers(features)
+        self.features = named_transformers(features)
         self.kernels = _kernels(kernels, self.features)
         self.weights = _weights(weights, len(self.features))
-        _check_whole("triplets", triplets, 1)
-        _check_whole("seed", seed, 0)
+        triplets = check_whole("triplets", triplets, minimum=1)
+        seed = check_whole("seed", seed, minimum=0)
         if not isinstance(penalty, int | float) or not 0 < penalty < math.inf:
             raise ValueError(f"penalty: got {penalty!r}, expected a finite number above 0")
         self.triplets, self.penalty, self.seed, self.n_jobs = triplets, penalty, seed, n_jobs
@@ -136,7 +135,7 @@ class GoldenFeatures(BaseRelevance):
                 _scaled(of.pairs(query, positive), scale) - _scaled(of.pairs(query, negative), scale)
                 for of, scale in zip(similarities, scales, strict=True)
             ]
-            weights = max_margin(np.stack(nearer, axis=1), self.penalty)
+            weights = _learned(np.stack(nearer, axis=1), self.penalty)
         else:
             weights = np.array([1.0] * len(similarities) if self.weights == "equal" else self.weights)
         super().__init__(len(rows), classes.labels)
@@ -183,12 +182,7 @@ class GoldenFeatures(BaseRelevance):
     ) -> FeatureRelevance:
         """One feature's, of any two images; its bandwidth is that of pairs of one class."""
         jobs = self._jobs(rows)
-        if self.cache is None:
-            features = compute_features(transformer, rows, n_jobs=jobs, progress=progress)
-        else:
-            folder = self.cache / folder_name(transformer)
-            stored = StoredFeatures.build(transformer, rows, folder, n_jobs=jobs, progress=progress)
-            features = stored.features
+        features = cached_features(transformer, rows, self.cache, n_jobs=jobs, progress=progress)
         in_class = FeatureRelevance(features, classes.labels, kernel=kernel, seed=self.seed)
         return FeatureRelevance(features, kernel=kernel, bandwidth=in_class.bandwidth)
 
@@ -227,6 +221,15 @@ def _class_pairs(classes: Classes, count: int, seed: int) -> tuple[Indices, Indi
     return i, classes.order[classes.start[classes.number[i]] + place]
 
 
+def _learned(nearer: Values, penalty: float) -> Weights:
+    try:
+        return max_margin(nearer, penalty)
+    except NothingSeparatesError as error:
+        raise ValueError(
+            "weights: got 'learned', but no feature is more alike within classes than across: choose 'equal'"
+        ) from error
+
+
 def _scale(values: Values) -> tuple[float, float]:
     """Mean and standard deviation; 1 where there is no deviation."""
     if len(values) == 0:
@@ -240,25 +243,6 @@ def _scaled(values: Values, scale: npt.NDArray[np.float64]) -> Values:
     mean, deviation = scale.astype(np.float32)
     scaled: Values = np.logaddexp(np.float32(0), (values - mean) / deviation)
     return scaled
-
-
-def _transformers(features: Sequence[str | TransformerMixin]) -> list[Any]:
-    """The features' transformers, those named built with their defaults."""
-    if isinstance(features, str) or not features:
-        raise ValueError(f"features: got {features!r}, expected transformers or names, at least one")
-    found: list[Any] = []
-    for feature in features:
-        if isinstance(feature, str) and feature not in feature_classes.__all__:
-            near = difflib.get_close_matches(feature, feature_classes.__all__, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(
-                f"features: got {feature!r}, expected one of {', '.join(feature_classes.__all__)}{hint}"
-            )
-        made = getattr(feature_classes, feature)() if isinstance(feature, str) else feature
-        if isinstance(made, type) or not (hasattr(made, "transform") and hasattr(made, "get_params")):
-            raise ValueError(f"features: got {made!r}, expected an object with transform and get_params")
-        found.append(made)
-    return found
 
 
 def _kernels(
@@ -290,8 +274,3 @@ def _weights(weights: str | Sequence[float], count: int) -> str | list[float]:
             f"{count} features, at least 0, not all 0"
         )
     return [float(weight) for weight in array]
-
-
-def _check_whole(name: str, value: int, minimum: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"{name}: got {value!r}, expected a whole number, at least {minimum}")

@@ -7,6 +7,10 @@ from scipy.optimize import minimize
 Weights = npt.NDArray[np.float64]  # (K,)
 
 
+class NothingSeparatesError(ValueError):
+    """No similarity is larger for positives than for negatives on the whole, so all weights are 0."""
+
+
 def max_margin(nearer: npt.NDArray[np.floating], penalty: float) -> Weights:
     """The weights w >= 0 that minimise mean_t max(0, 1 - w.x_t)^2 + penalty |w|^2.
 
@@ -22,7 +26,7 @@ def max_margin(nearer: npt.NDArray[np.floating], penalty: float) -> Weights:
     Shape:
         nearer (T, K) -> (K,) float64.
     Raises:
-        ValueError: if no similarity is larger for positives than for negatives on the whole: w is 0.
+        NothingSeparatesError: if no similarity is larger for positives than for negatives on the whole: w is 0.
         RuntimeError: if the minimum is not found to 1e-3 of a weight.
     Example:
         >>> max_margin(np.array([[1.0, 0.0], [1.0, -1.0]]), penalty=1.0)
@@ -50,9 +54,11 @@ def max_margin(nearer: npt.NDArray[np.floating], penalty: float) -> Weights:
     weights: Weights = found.x
     # At the minimum a step down the gradient, cut off at 0, leads nowhere.
     if np.abs(weights - np.maximum(0, weights - objective(weights)[1])).max() > 1e-3:
-        raise RuntimeError(f"the weights were not found ({found.message}): raise penalty")
+        raise RuntimeError(
+            f"the weights were not found to 1e-3 with penalty={penalty:g} ({found.message}): a larger one helps"
+        )
     if not weights.any():
-        raise ValueError(
-            "weights: got 'learned', but no feature is more alike within classes than across: choose 'equal'"
+        raise NothingSeparatesError(
+            "got no similarity that is larger for positives than for negatives on the whole"
         )
     return weights

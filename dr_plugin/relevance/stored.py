@@ -8,14 +8,14 @@ it: no meta.json is read with another build's numbers.
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
+from dr_plugin.atomic import replacing
 from dr_plugin.relevance.base import BaseRelevance, Values, checked_values, digest
 from dr_plugin.relevance.classes import Classes, Labels, checked_indices
 from dr_plugin.triplets.relevances import Indices, Relevance, blocks
@@ -183,7 +183,7 @@ def _write(
     values, images = _blocks_file(folder, fingerprint), _images_file(folder, fingerprint)
     totals = np.empty(len(relevance), np.float64)
     done = 0
-    with _replacing(values) as file:
+    with replacing(values) as file:
         # By plain sequential writes, not through a map: a full disk is then an OSError and not a SIGBUS.
         shape = (int((classes.sizes**2).sum()),)
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
@@ -194,12 +194,12 @@ def _write(
             done += len(rows)
             if progress is not None:
                 progress("storing relevances", done, len(relevance))
-    with _replacing(images) as file:
+    with replacing(images) as file:
         arrays: dict[str, Any] = (
             {"totals": totals} if classes.labels is None else {"totals": totals, "labels": classes.labels}
         )
         np.savez(file, **arrays)
-    with _replacing(folder / "meta.json") as file:
+    with replacing(folder / "meta.json") as file:
         sizes = [values.stat().st_size, images.stat().st_size]  # a truncated file is not taken for whole
         file.write(json.dumps({"format": _FORMAT, "fingerprint": fingerprint, "bytes": sizes}).encode())
     for path in (*folder.glob("blocks-*"), *folder.glob("images-*")):  # older, or what a killed build left
@@ -239,20 +239,6 @@ def _read_meta(folder: Path) -> str:
     if not whole:
         raise ValueError(f"{folder}: got a store that is truncated or of another format: build it again")
     return fingerprint
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that is there when the block ends well, whole, and not before."""
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _blocks_file(folder: Path, fingerprint: str) -> Path:

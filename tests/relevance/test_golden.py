@@ -372,7 +372,7 @@ def test_an_unknown_attribute_is_no_matter_of_fitting():
         ({"features": "HOG"}, "features: got 'HOG', expected transformers or names"),
         (
             {"features": ["LABHistograms"]},
-            r"got 'LABHistograms', expected one of HOG, LABHistogram \(did you mean 'LABHistogram'\?\)",
+            r"got 'LABHistograms', expected one of .*HOG, .*LABHistogram, .* \(did you mean 'LABHistogram'\?\)",
         ),
         ({"features": [HOG]}, "expected an object with transform and get_params"),
         ({"features": [3]}, "features: got 3, expected an object"),
@@ -422,7 +422,7 @@ def test_bad_images_and_labels_are_refused(images, labels, match):
 def test_weights_that_nothing_supports_are_not_learned():
     images = noise(8)
     images[:, 0] = np.array([0, 200, 0, 200, 0, 200, 0, 200])[:, None, None]  # unlike within, alike across
-    with pytest.raises(ValueError, match="no feature is more alike within classes than across"):
+    with pytest.raises(ValueError, match=r"'learned', but no feature is more alike within classes .*'equal'"):
         GoldenFeatures([Channel(0)], weights="learned").fit(images, [0, 0, 1, 1, 2, 2, 3, 3])
 
 

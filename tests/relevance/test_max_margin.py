@@ -3,9 +3,10 @@ import sys
 
 import numpy as np
 import pytest
-from scipy.optimize import nnls
+from scipy.optimize import OptimizeResult, nnls
 
-from dr_plugin.relevance.max_margin import max_margin
+from dr_plugin.relevance import max_margin as module
+from dr_plugin.relevance.max_margin import NothingSeparatesError, max_margin
 
 
 def objective(weights, nearer, penalty):
@@ -68,9 +69,16 @@ def test_float32_and_scale_of_values_do_not_matter_to_the_order():
 
 def test_nothing_that_separates_is_refused():
     with pytest.raises(
-        ValueError, match=r"no feature is more alike within classes than across: choose 'equal'"
+        NothingSeparatesError, match="no similarity that is larger for positives than for negatives"
     ):
         max_margin(np.array([[-1.0, 0.0], [-0.5, -0.1]]), 0.1)
+
+
+def test_a_minimum_that_is_not_found_is_told_by_the_functions_own_argument(monkeypatch):
+    stopped = OptimizeResult(x=np.array([9.0]), message="stopped")
+    monkeypatch.setattr(module, "minimize", lambda *arguments, **options: stopped)
+    with pytest.raises(RuntimeError, match=r"with penalty=0\.1 \(stopped\): a larger one helps"):
+        max_margin(np.array([[1.0]]), 0.1)
 
 
 def test_example_runs():

@@ -1,7 +1,6 @@
 """Colour histograms in L*a*b*, the Color feature of section 6.4."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -9,13 +8,12 @@ import numpy.typing as npt
 from skimage.color import rgb2xyz, xyz2lab
 from sklearn.base import BaseEstimator, TransformerMixin
 
-Progress = Callable[[str, int, int | None], None]
-Images = npt.NDArray[np.uint8]  # (N, 3, H, W)
-Features = npt.NDArray[np.float32]  # (N, F)
+from dr_plugin.checks import check_whole
+from dr_plugin.relevance.features.batches import Features, Images, Progress, describe_batches
+from dr_plugin.relevance.image_rows import ImageRows
 
 RANGES = ((0.0, 100.0), (-87.0, 99.0), (-108.0, 95.0))  # of L, a, b: sRGB's, rounded outwards
 _MOST_BINS = 40  # 40^3 still count in 16 bits
-_BATCH = 64  # images whose pixels stay in a core's cache
 
 
 class LABHistogram(TransformerMixin, BaseEstimator):
@@ -35,10 +33,13 @@ class LABHistogram(TransformerMixin, BaseEstimator):
 
     Args:
         bins: Of each axis, 1 to 40.
+        batch_size: Images in one piece of work; the pixels of 64 small ones stay in a core's cache.
+        n_jobs: Processes, as everywhere in scikit-learn; None is 1, -1 all cores.
     Shape:
-        images (N, 3, H, W) uint8 (array, memory map or CPU tensor) -> (N, bins^3) float32.
+        images (N, 3, H, W) uint8 (array, memory map or tensor) or an object with `len` and `batch(indices)` ->
+        (N, bins^3) float32.
     Raises:
-        ValueError: if images have another shape or type, or bins is not a whole number from 1 to 40.
+        ValueError: if images are not that, or bins is not a whole number from 1 to 40.
     Example:
         >>> black = np.zeros((1, 3, 4, 4), np.uint8)
         >>> histogram = LABHistogram().fit_transform(black)
@@ -50,41 +51,40 @@ class LABHistogram(TransformerMixin, BaseEstimator):
     """
 
     default_kernel: ClassVar[str] = "intersection"  # by which GoldenFeatures compares histograms
+    distance: ClassVar[str] = "intersection"
+    seen: ClassVar[str] = "nothing"  # what fit learns from, as a table says
 
-    def __init__(self, *, bins: int = 8) -> None:
+    def __init__(self, *, bins: int = 8, batch_size: int = 64, n_jobs: int | None = None) -> None:
         self.bins = bins
+        self.batch_size = batch_size
+        self.n_jobs = n_jobs
 
-    def fit(self, images: Images, y: Any = None) -> Self:
+    def fit(self, images: Any, y: Any = None) -> Self:
         """Nothing is learned: the images are only checked."""
-        self._check(images)
+        self._check()
+        ImageRows(images)
         return self
 
-    def transform(self, images: Images, *, progress: Progress | None = None) -> Features:
+    def transform(self, images: Any, *, progress: Progress | None = None) -> Features:
         """The histograms (N, F); ``progress`` is called as progress(task, images done, images in all)."""
-        images = self._check(images)
-        table = _bin_of_colour(self.bins)
-        features = np.empty((len(images), self.bins**3), np.float32)
-        for start in range(0, len(images), _BATCH):
-            batch = images[start : start + _BATCH]
-            features[start : start + _BATCH] = _histograms(batch, table, self.bins**3)
-            if progress is not None:
-                progress("LABHistogram", start + len(batch), len(images))
-        return features
+        self._check()
+        return describe_batches(
+            functools.partial(_histograms, bins=self.bins),
+            images,
+            task="LABHistogram",
+            batch_size=self.batch_size,
+            n_jobs=self.n_jobs,
+            progress=progress,
+        )
 
     def __sklearn_is_fitted__(self) -> bool:
         return True
 
-    def _check(self, images: Images) -> Images:
+    def _check(self) -> None:
+        check_whole("batch_size", self.batch_size, minimum=1)
         whole = isinstance(self.bins, int) and not isinstance(self.bins, bool)
         if not whole or not 1 <= self.bins <= _MOST_BINS:
             raise ValueError(f"bins: got {self.bins!r}, expected a whole number from 1 to {_MOST_BINS}")
-        images = np.asanyarray(images)  # a memory map stays one
-        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.uint8 or images.size == 0:
-            raise ValueError(
-                f"got images {images.shape} of {images.dtype}, expected (N, 3, H, W) uint8, none of them 0 "
-                "(channels first, as PackedImages gives them)"
-            )
-        return images
 
 
 @functools.cache
@@ -108,11 +108,13 @@ def _bin_of_colour(bins: int) -> npt.NDArray[np.uint16]:
     return table.ravel()
 
 
-def _histograms(images: Images, table: npt.NDArray[np.uint16], count: int) -> Features:
-    """Of one batch: (n, 3, H, W) -> (n, count)."""
+def _histograms(images: Images, bins: int) -> Features:
+    """Of one batch: (n, 3, H, W) -> (n, bins^3)."""
+    count = bins**3
     red, green, blue = np.moveaxis(images.astype(np.int32), 1, 0)
-    bins = table[(red << 16) | (green << 8) | blue].reshape(len(images), -1)  # (n, H W)
+    # each process makes the table for itself: sent, it would be 32 MB a batch
+    places = _bin_of_colour(bins)[(red << 16) | (green << 8) | blue].reshape(len(images), -1)  # (n, H W)
     first = np.arange(0, len(images) * count, count)
-    counts = np.bincount((bins + first[:, None]).ravel(), minlength=len(images) * count)
-    features: Features = (counts.reshape(len(images), count) / bins.shape[1]).astype(np.float32)
+    counts = np.bincount((places + first[:, None]).ravel(), minlength=len(images) * count)
+    features: Features = (counts.reshape(len(images), count) / places.shape[1]).astype(np.float32)
     return features

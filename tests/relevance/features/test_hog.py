@@ -18,6 +18,19 @@ def noise(count, height=24, width=32, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 3, height, width), dtype=np.uint8)
 
 
+class Packed:
+    """As PackedImages: taken by index, no array."""
+
+    def __init__(self, images):
+        self.images = torch.from_numpy(images)
+
+    def __len__(self):
+        return len(self.images)
+
+    def batch(self, indices):
+        return self.images[indices], None
+
+
 def described_by_loops(image, orientations=9, cell=8, block=2):
     """Dalal and Triggs with explicit loops: (3, H, W) uint8 -> (F,); whole cells only."""
     pixels = image.astype(float)
@@ -77,12 +90,13 @@ def test_batches_and_processes_change_nothing(batch_size, n_jobs):
     assert np.array_equal(HOG(batch_size=batch_size, n_jobs=n_jobs).transform(images), expected)
 
 
-def test_tensors_and_memory_maps_give_the_same(tmp_path):
+def test_tensors_memory_maps_and_packed_images_give_the_same(tmp_path):
     images = noise(3)
     np.save(tmp_path / "images.npy", images)
     expected = HOG().transform(images)
     assert expected.dtype == np.float32
     assert np.array_equal(HOG().transform(torch.from_numpy(images)), expected)
+    assert np.array_equal(HOG(batch_size=2).fit(Packed(images)).transform(Packed(images)), expected)
     assert np.array_equal(HOG().transform(np.load(tmp_path / "images.npy", mmap_mode="r")), expected)
 
 
@@ -103,17 +117,23 @@ def test_it_is_a_scikit_learn_transformer():
 @pytest.mark.parametrize(
     ("images", "match"),
     [
-        (noise(2)[0], r"images \(3, 24, 32\) of uint8, expected \(N, 3, H, W\) uint8"),
+        (noise(2)[0], r"images: got uint8 of shape \(3, 24, 32\), expected uint8 \(N, 3, H, W\)"),
         (np.moveaxis(noise(2), 1, -1), "channels first"),
-        (noise(2).astype(np.float32), "of float32"),
-        (noise(2)[:0], "N >= 1"),
-        (noise(2, 15, 40), "15 x 40 pixels, expected at least 16 x 16"),
+        (noise(2).astype(np.float32), "images: got float32"),
+        (noise(2)[:0], "got no images, expected at least one"),
+        (noise(2, 15, 40), "15 x 40 pixels, expected at least 16 x 16, one block: lower cell_size"),
+        (Packed(noise(2, 15, 40)), "15 x 40 pixels, expected at least 16 x 16, one block: lower cell_size"),
     ],
 )
 @pytest.mark.parametrize("method", ["fit", "transform"])
 def test_bad_images_are_refused(images, match, method):
     with pytest.raises(ValueError, match=match):
         getattr(HOG(), method)(images)
+
+
+def test_a_bad_batch_size_is_refused():
+    with pytest.raises(ValueError, match="batch_size: got 0"):
+        HOG(batch_size=0).fit(noise(1))
 
 
 def test_example_runs():

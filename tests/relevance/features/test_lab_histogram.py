@@ -18,6 +18,19 @@ def noise(count, height=9, width=7, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 3, height, width), dtype=np.uint8)
 
 
+class Packed:
+    """As PackedImages: taken by index, no array."""
+
+    def __init__(self, images):
+        self.images = torch.from_numpy(images)
+
+    def __len__(self):
+        return len(self.images)
+
+    def batch(self, indices):
+        return self.images[indices], None
+
+
 def flat(*colour):
     return np.broadcast_to(np.array(colour, np.uint8)[None, :, None, None], (1, 3, 5, 4))
 
@@ -90,17 +103,20 @@ def test_rows_sum_to_one_whatever_the_size():
         np.testing.assert_allclose(LABHistogram().transform(noise(2, side, side)).sum(axis=1), 1, atol=1e-6)
 
 
-def test_each_image_is_for_itself_whatever_the_batch():
+@pytest.mark.parametrize(("batch_size", "n_jobs"), [(64, None), (7, None), (50, 2)])
+def test_each_image_is_for_itself_whatever_the_batch(batch_size, n_jobs):
     images = noise(130)
-    expected = np.concatenate([LABHistogram().transform(image[None]) for image in images])
-    assert np.array_equal(LABHistogram().transform(images), expected)
+    expected = np.concatenate([LABHistogram(bins=3).transform(image[None]) for image in images])
+    histogram = LABHistogram(bins=3, batch_size=batch_size, n_jobs=n_jobs)
+    assert np.array_equal(histogram.transform(images), expected)
 
 
-def test_tensors_and_memory_maps_give_the_same(tmp_path):
+def test_tensors_memory_maps_and_packed_images_give_the_same(tmp_path):
     images = noise(3)
     np.save(tmp_path / "images.npy", images)
     expected = LABHistogram().transform(images)
     assert np.array_equal(LABHistogram().transform(torch.from_numpy(images)), expected)
+    assert np.array_equal(LABHistogram().fit(Packed(images)).transform(Packed(images)), expected)
     assert np.array_equal(LABHistogram().transform(np.load(tmp_path / "images.npy", mmap_mode="r")), expected)
     assert np.array_equal(LABHistogram().transform(images[:, :, ::-1, ::-1]), expected)  # order is nothing
 
@@ -113,7 +129,7 @@ def test_progress_counts_images():
 
 def test_it_is_a_scikit_learn_transformer():
     histogram = LABHistogram(bins=3)
-    assert clone(histogram).get_params() == {"bins": 3}
+    assert clone(histogram).get_params() == {"bins": 3, "batch_size": 64, "n_jobs": None}
     images = noise(5)
     copy = pickle.loads(pickle.dumps(histogram))
     assert np.array_equal(copy.transform(images), histogram.fit_transform(images))
@@ -123,11 +139,11 @@ def test_it_is_a_scikit_learn_transformer():
 @pytest.mark.parametrize(
     ("images", "match"),
     [
-        (noise(2)[0], r"images \(3, 9, 7\) of uint8, expected \(N, 3, H, W\) uint8"),
+        (noise(2)[0], r"images: got uint8 of shape \(3, 9, 7\), expected uint8 \(N, 3, H, W\)"),
         (np.moveaxis(noise(2), 1, -1), "channels first"),
-        (noise(2).astype(np.float32), "of float32"),
-        (noise(2)[:0], "none of them 0"),
-        (noise(2)[:, :, :0], "none of them 0"),
+        (noise(2).astype(np.float32), "images: got float32"),
+        (noise(2)[:0], "got no images, expected at least one"),
+        (noise(2)[:, :, :0], r"got uint8 of shape \(2, 3, 0, 7\)"),
     ],
 )
 @pytest.mark.parametrize("method", ["fit", "transform"])
@@ -140,6 +156,11 @@ def test_bad_images_are_refused(images, match, method):
 def test_bad_bins_are_refused(bins):
     with pytest.raises(ValueError, match=r"bins: got .*, expected a whole number from 1 to 40"):
         LABHistogram(bins=bins).fit(noise(1))
+
+
+def test_a_bad_batch_size_is_refused():
+    with pytest.raises(ValueError, match="batch_size: got 0"):
+        LABHistogram(batch_size=0).fit(noise(1))
 
 
 def test_example_runs():
