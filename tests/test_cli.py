@@ -271,7 +271,7 @@ def test_plain_reporter_prints_the_end_and_not_every_step(capsys):
 
 def test_plain_reporter_gives_the_time_left(capsys, monkeypatch):
     clock = iter([0.0, 10.0])
-    monkeypatch.setattr("dr_plugin.cli.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("dr_plugin.cli.reporters.time.monotonic", lambda: next(clock))
     reporter = PlainReporter(seconds=5)
     reporter.update("train", 0, 100)
     reporter.update("train", 20, 100)

@@ -22,19 +22,43 @@ PUBLIC = {
         "Digits",
         "DownloadError",
         "PackedImages",
+        "RatedTripletsError",
+        "SimilarityTriplets",
         "TinyImageNet",
         "TripletStream",
+        "rated_triplets",
+        "refuse_rated",
         "write_shards",
     ],
     "losses": ["CrossBatchMemory", "DeepRankingLoss", "ReservoirMemory"],
     "metrics": [
+        "ApproximateKNN",
         "ExactKNN",
+        "PairedTest",
         "RankingAccuracyCalculator",
+        "ScoreAtTopK",
+        "SimilarityPrecision",
+        "TripletRanks",
+        "approximate_recall",
+        "build_index",
         "concordance",
         "concordance_score",
+        "hit_rate_at_k",
+        "load_index",
+        "mean_average_precision",
         "nearest",
+        "paired_test",
+        "pools_by_group",
         "precision_at_k",
         "recall_at_k",
+        "recalls_at_k",
+        "save_index",
+        "scaled_k",
+        "score_at_top_k",
+        "search_index",
+        "similarity_precision",
+        "triplet_ranks",
+        "triplets_right",
     ],
     "miners": ["ReservoirTripletMiner", "UniformTripletMiner"],
     "relevance": [
@@ -43,14 +67,23 @@ PUBLIC = {
         "FunctionRelevance",
         "GoldenFeatures",
         "MultiLabelRelevance",
+        "OASIS",
         "Relevance",
         "StoredRelevance",
         "TableRelevance",
     ],
-    "relevance.features": ["HOG", "LABHistogram"],
+    "relevance.features": [
+        "FisherVector",
+        "HOG",
+        "L1HashKPCA",
+        "LABHistogram",
+        "SIFTHistogram",
+        "SPMKTexton",
+        "Wavelet",
+    ],
     "reservoirs": ["ClassReservoirs", "WeightedReservoir"],
-    "samplers": ["ReservoirTripletSampler", "UniformTripletSampler"],
-    "trunks": ["DeepRankingTrunk", "SmallConvNet", "SmallResNet", "load_weights"],
+    "samplers": ["OfflineTripletSampler", "ReservoirTripletSampler", "UniformTripletSampler"],
+    "trunks": ["ConvNetEmbedding", "DeepRankingTrunk", "SmallConvNet", "SmallResNet", "load_weights"],
 }
 
 
@@ -70,9 +103,12 @@ def test_package_carries_types_recipes_and_templates():
     package = Path(importlib.import_module("dr_plugin").__file__).parent
     assert (package / "py.typed").exists()
     assert {"quickstart", "tiny_uniform", "tiny_uniform_cpu", "tiny_uniform_paper"} <= set(shipped.names())
-    templates = {path.name for path in (package / "experiments").glob("*.jinja")}
-    pages = {f"{name}.{kind}.jinja" for name in ("report", "sweep") for kind in ("html", "md")}
-    assert templates == pages | {"sweep_notes.jinja"}
+    templates = {
+        path.name for room in ("experiments", "evaluation") for path in (package / room).glob("*.jinja")
+    }
+    pages = {f"{name}.{kind}.jinja" for name in ("report", "sweep", "table") for kind in ("html", "md")}
+    assert templates == pages | {"sweep_notes.jinja", "table_notes.jinja"}
+    assert (package / "datasets" / "rated_fingerprints.npz").stat().st_size < 120_000
 
 
 def test_readme_examples_train():

@@ -11,6 +11,7 @@ from pytorch_metric_learning.losses import BaseLossWrapper, BaseMetricLossFuncti
 from pytorch_metric_learning.miners import BaseMiner
 from pytorch_metric_learning.reducers import BaseReducer
 from pytorch_metric_learning.regularizers import BaseRegularizer
+from sklearn.base import TransformerMixin
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -65,6 +66,7 @@ KINDS = {
         frozenset({"cache"}),
         "a class with the methods fit(images, labels, progress=), pairs(i, j), total(i) and __len__",
     ),
+    "feature": Kind((TransformerMixin,), ("dr_plugin.relevance.features",)),
     "stream": Kind(
         (IterableDataset,),
         ("dr_plugin.datasets",),

@@ -35,7 +35,9 @@ Baseline = Literal["untrained", "pixels", "hog"]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Part of a recipe: no key but its own, nothing converted in silence."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
@@ -64,7 +66,7 @@ class Slot(BaseModel):
     __hash__ = None  # type: ignore[assignment]  # the arguments may hold lists
 
 
-class RandomResizedCrop(_Section):
+class RandomResizedCrop(Section):
     """A random part of the image, scaled to the whole: its share of the area and its width to height."""
 
     scale: Pair = (0.08, 1.0)
@@ -85,7 +87,7 @@ class RandomResizedCrop(_Section):
         return value
 
 
-class Augment(_Section):
+class Augment(Section):
     """Random changes of each training image."""
 
     pixel_shift: Whole = 0
@@ -93,7 +95,7 @@ class Augment(_Section):
     random_resized_crop: RandomResizedCrop | None = None
 
 
-class Normalize(_Section):
+class Normalize(Section):
     """Channel means and deviations of images in 0..1; ImageNet's unless given."""
 
     mean: Channels = IMAGENET_MEAN
@@ -111,7 +113,7 @@ def _classes(value: object) -> object:
     return value
 
 
-class Data(_Section):
+class Data(Section):
     """The images; train and val both come from the one data set slot."""
 
     dataset: Slot
@@ -124,13 +126,13 @@ class Data(_Section):
     normalize: Normalize = Normalize()
 
 
-class AveragedWeights(_Section):
+class AveragedWeights(Section):
     """An exponential moving average of the weights, which is what the stage hands on."""
 
     decay: Annotated[float, Field(gt=0, lt=1)]
 
 
-class _Stage(_Section):
+class _Stage(Section):
     name: Annotated[str, Field(pattern=r"^\w[\w-]*$")]
     kind: str
     epochs: Annotated[int, Field(ge=1, le=100_000)]
@@ -186,7 +188,7 @@ _TaggedStage = Annotated[
 ]
 
 
-class Evaluation(_Section):
+class Evaluation(Section):
     """How the trunk is judged: precision of the k nearest training images."""
 
     k: Count = 30
@@ -211,7 +213,7 @@ class Evaluation(_Section):
         return value
 
 
-class Report(_Section):
+class Report(Section):
     """How many validation images the report shows, each with how many nearest and farthest images."""
 
     queries: Whole = 5
@@ -219,20 +221,20 @@ class Report(_Section):
     bottom: Whole = 10
 
 
-class Checkpoint(_Section):
+class Checkpoint(Section):
     """Save between epochs too, every so many steps."""
 
     every_steps: Count | None = None
 
 
-class Limits(_Section):
+class Limits(Section):
     """Cut each stage short: it ends at whichever comes first."""
 
     steps: Count | None = None
     images: Count | None = None
 
 
-class Sweep(_Section):
+class Sweep(Section):
     """The recipe run again and again, with other values of some keys and other seeds.
 
     Its points are every combination of ``grid``, then those of ``points``; each runs once a seed.
@@ -264,7 +266,19 @@ class _Representer(SafeRepresenter):
 _Representer.add_representer(str, _Representer.represent_str)
 
 
-class Recipe(_Section):
+def to_yaml(section: Section) -> str:
+    """A section as YAML in block style, defaults included."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = _Representer
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.allow_unicode = True
+    stream = io.StringIO()
+    yaml.dump(section.model_dump(), stream)
+    return stream.getvalue()
+
+
+class Recipe(Section):
     """One experiment, complete: the file's text and the defaults of all that it leaves out."""
 
     name: Text
@@ -292,11 +306,4 @@ class Recipe(_Section):
 
     def to_yaml(self) -> str:
         """The recipe in block style, defaults included; loading it again gives an equal recipe."""
-        yaml = YAML(typ="safe", pure=True)
-        yaml.Representer = _Representer
-        yaml.default_flow_style = False
-        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-        yaml.allow_unicode = True
-        stream = io.StringIO()
-        yaml.dump(self.model_dump(), stream)
-        return stream.getvalue()
+        return to_yaml(self)

@@ -22,7 +22,7 @@ def validated(document: Document) -> Recipe:
     try:
         recipe = Recipe.model_validate(document.data)
     except ValidationError as error:
-        raise document.error([_problem(item) for item in error.errors(include_url=False)]) from None
+        raise document.error(schema_problems(error, Recipe)) from None
     if problems := check(recipe):
         raise document.error(problems)
     for _, key, slot in slots_of(recipe):  # for what can only be found out when the slot is built
@@ -30,10 +30,14 @@ def validated(document: Document) -> Recipe:
     return recipe
 
 
-def _problem(error: ErrorDetails) -> Problem:
-    """One of pydantic's errors as ours."""
+def schema_problems(error: ValidationError, schema: type[BaseModel]) -> list[Problem]:
+    """pydantic's errors as ours, for a document of this schema."""
+    return [_problem(item, schema) for item in error.errors(include_url=False)]
+
+
+def _problem(error: ErrorDetails, schema: type[BaseModel]) -> Problem:
     key: Key = error["loc"]
-    fields = _fields(key[:-1])
+    fields = _fields(key[:-1], schema)
     if key[:1] == ("stages",) and len(key) > 2:
         key = (*key[:2], *key[3:])  # the third part is pydantic's: the stage's kind
     value, name = error["input"], key[-1]
@@ -46,9 +50,9 @@ def _problem(error: ErrorDetails) -> Problem:
     return Problem(key, f"got {given}, expected {wanted}{nearest(value, choices)}")
 
 
-def _fields(key: Key) -> list[str]:
+def _fields(key: Key, schema: type[BaseModel]) -> list[str]:
     """The names that the section at ``key`` (as pydantic has it) may have."""
-    annotation: Any = Recipe
+    annotation: Any = schema
     for part in key:
         if isinstance(part, int):
             continue
@@ -61,9 +65,11 @@ def _fields(key: Key) -> list[str]:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The one model in an annotation such as ``Model | None``; None for a list of stages, which has two."""
+    """The one model in an annotation such as ``Model | None`` or a list of it; None for stages, which have two."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
+    if typing.get_origin(annotation) is list:
+        return _section(typing.get_args(annotation)[0])
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         found = [member for member in typing.get_args(annotation) if _section(member) is not None]
         return _section(found[0]) if len(found) == 1 else None

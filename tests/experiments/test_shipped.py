@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dr_plugin.evaluation.table_recipe import is_table, load_table
 from dr_plugin.experiments import shipped
 from dr_plugin.experiments.recipe import RecipeError, load_recipe
 
@@ -20,11 +21,12 @@ def test_shipped_recipe_loads_by_name_and_by_path(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = load_recipe(name)
-    assert recipe == load_recipe(shipped.path(name))
+    load = load_table if is_table(name) else load_recipe
+    recipe = load(name)
+    assert recipe == load(shipped.path(name))
     assert recipe.name == name
     Path("again.yaml").write_text(recipe.to_yaml())
-    assert load_recipe("again.yaml") == recipe
+    assert load("again.yaml") == recipe
 
 
 @pytest.mark.parametrize("name", shipped.names())

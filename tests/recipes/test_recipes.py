@@ -4,12 +4,16 @@ import json
 
 import pytest
 
+from dr_plugin.evaluation.table import run_table
+from dr_plugin.evaluation.table_recipe import is_table, load_table
 from dr_plugin.experiments import shipped
 from dr_plugin.experiments.recipe import load_recipe
 from dr_plugin.experiments.run import run_experiment
 from dr_plugin.experiments.sweep import run_sweep
 
-FILES = sorted(shipped.recipes_folder().rglob("*.yaml"))
+ALL = sorted(shipped.recipes_folder().rglob("*.yaml"))
+TABLES = [file for file in ALL if is_table(file)]
+FILES = [file for file in ALL if file not in TABLES]
 
 # What makes a recipe fit the small data, 12 classes of 14 images.
 SMALLER = [
@@ -71,7 +75,39 @@ def test_recipe_runs_to_its_report(file, tmp_path, make_tiny_imagenet):
     assert result.report.stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", TABLES, ids=lambda file: file.stem)
+def test_table_runs_to_its_report(file, tmp_path, make_tiny_imagenet, make_rated_triplets):
+    make_tiny_imagenet(tmp_path / "data", classes=12, train=14, val=3)
+    make_rated_triplets(tmp_path / "rated", queries=12, triplets=3)
+    overrides = [
+        f"rated.dataset.root={tmp_path / 'rated'}",
+        f"learn_from.dataset.root={tmp_path / 'data'}",
+        f"cache={tmp_path / 'cache'}",
+        "learn_from.images=120",
+        "rated.image_size=64",
+        "learn_from.image_size=64",
+        "resamples=100",
+    ]
+    short = {f"limits.{key}": value for key, value in (("steps", 2),)}
+    short |= {"data.selection": 2, "evaluation.k": 5, "evaluation.recall_at": [1], "report.queries": 1}
+    for row in load_table(file).rows:
+        if row.model is not None:
+            stage = load_recipe(row.model.recipe).stages[0].name
+            settings = {**row.model.set, **short, f"stages.{stage}.batch_size": 24}
+            overrides.append(f"rows.{row.name}.model.set={json.dumps(settings)}")
+        if row.oasis is not None:
+            overrides.append(f"rows.{row.name}.oasis.steps=200")
+        if row.linear is not None:
+            overrides.append(f"rows.{row.name}.linear.steps=3")
+        if row.golden is not None:
+            overrides.append(f"rows.{row.name}.golden.folds=3")
+    result = run_table(load_table(file, overrides), tmp_path / "run", device="cpu")
+    assert [row["name"] for row in result.metrics["rows"]] == [row.name for row in load_table(file).rows]
+    assert all(row["paper"] is not None for row in result.metrics["rows"])
+    assert result.report.stat().st_size > 3_000
+
+
+@pytest.mark.parametrize("file", ALL, ids=lambda file: file.stem)
 def test_recipe_header_says_the_command(file):
     header = [line for line in file.read_text().splitlines() if line.startswith("#")]
     assert any(f"dr-run recipes/{file.name}" in line for line in header)

@@ -1,0 +1,39 @@
+"""How a mistake or a failure ends: in lines without a traceback, and a status."""
+
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.markup import escape
+
+errors = Console(stderr=True)
+
+
+def _fail(error: BaseException, status: int) -> None:
+    """Print an error as red lines, no traceback, and exit."""
+    for line in str(error).splitlines() or [type(error).__name__]:
+        errors.print(f"[red]{escape(line)}[/red]", soft_wrap=True, highlight=False)
+    sys.exit(status)
+
+
+def guarded(action: Callable[[], None]) -> None:
+    """Run an action; a mistake of the user's ends in one line and status 2, a failure of the run in status 1."""
+    try:
+        from dr_plugin.experiments.recipe import RecipeError
+        from dr_plugin.experiments.trainer import TrainingError
+
+        action()
+    except ImportError as error:  # first: the classes below may be what could not be imported
+        _fail(error, 1)
+    except RecipeError as error:
+        _fail(error, 2)
+    except (ValueError, OSError, TrainingError) as error:
+        _fail(error, 1)
+    except KeyboardInterrupt as interrupt:
+        _fail(interrupt, 130)
+
+
+def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether memory ran out, which PyTorch says in the text alone where it was not a GPU's."""
+    told = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in told)
