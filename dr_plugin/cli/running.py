@@ -15,7 +15,7 @@ from .reporters import console, reporter
 
 if TYPE_CHECKING:  # else imported where they are used: they bring PyTorch, for which --help need not wait
     from dr_plugin.evaluation.table import TableResult
-    from dr_plugin.evaluation.table_recipe import TableRecipe
+    from dr_plugin.evaluation.table_schema import TableRecipe
     from dr_plugin.experiments.conclude import Result
     from dr_plugin.experiments.recipe import Recipe
     from dr_plugin.experiments.sweep import SweepResult
@@ -78,7 +78,7 @@ def _load(source: str | Path, overrides: tuple[str, ...] = ()) -> "Recipe | Tabl
 
 def _runner(recipe: "Recipe | TableRecipe") -> Callable[..., "Result | SweepResult | TableResult"]:
     from dr_plugin.evaluation.table import run_table
-    from dr_plugin.evaluation.table_recipe import TableRecipe
+    from dr_plugin.evaluation.table_schema import TableRecipe
     from dr_plugin.experiments.run import run_experiment
     from dr_plugin.experiments.sweep import run_sweep
 

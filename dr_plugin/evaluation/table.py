@@ -15,9 +15,10 @@ from .data import RatedData
 from .human import Judged, judge, plain
 from .ingredients import Ingredient
 from .table_examples import write_examples
-from .table_recipe import Row, TableRecipe, load_table
+from .table_recipe import load_table
 from .table_report import write_table_report
 from .table_rows import TableRows
+from .table_schema import Row, TableRecipe
 
 
 @dataclass(frozen=True)

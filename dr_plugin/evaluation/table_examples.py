@@ -13,7 +13,7 @@ from dr_plugin.datasets import SimilarityTriplets
 from .data import RatedData
 from .ingredients import Ingredient
 from .ranking_examples import ranking_examples
-from .table_recipe import Examples
+from .table_schema import Examples
 
 
 def write_examples(

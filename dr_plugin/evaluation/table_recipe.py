@@ -1,12 +1,12 @@
-"""What a table's recipe may say: rated triplets, what is learned from, and one row a model."""
+"""From a table's file, or the name of a shipped one, to a checked `TableRecipe`."""
 
 import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from dr_plugin.datasets import SimilarityTriplets
 from dr_plugin.experiments import recipe_file, shipped
@@ -14,146 +14,10 @@ from dr_plugin.experiments.families import find
 from dr_plugin.experiments.problems import Key, Problem, got, nearest, one_of
 from dr_plugin.experiments.recipe import RecipeError, Slot, load_recipe
 from dr_plugin.experiments.recipe_file import Document
-from dr_plugin.experiments.schema import Count, Section, Seed, Side, Text, Whole, to_yaml
 from dr_plugin.experiments.slots import BuildError, Supply, plan
 from dr_plugin.experiments.validate import schema_problems
 
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Rated(Section):
-    """The triplets to measure on, their images squeezed to squares."""
-
-    dataset: Slot
-    image_size: Side = 128
-
-
-class LearnFrom(Section):
-    """Unrated images with classes, of which features learn: codebooks, choices, transformations.
-
-    ``relevance`` sets the images of a class in order, for the rows that learn from triplets: the paper's relevance
-    training data, in small. Without one these rows learn from the classes alone.
-    """
-
-    dataset: Slot
-    images: Annotated[int, Field(ge=2)] | None = 5000
-    image_size: Side = 128
-    relevance: Slot | None = None
-
-
-class Paper(Section):
-    """The paper's figures, shown beside ours."""
-
-    similarity_precision: Share
-    score_at_top_30: int | None = None
-
-
-class Trained(Section):
-    """A trunk: the recipe that trains it, on the data set that all rows learn from, or a finished run's folder.
-
-    ``set`` are keys of that recipe; ``weights_from`` is a row whose network's weights its trunk begins with.
-    """
-
-    recipe: Text | None = None
-    run: Text | None = None
-    set: dict[str, Any] = Field(default={})
-    weights_from: Text | None = None
-
-
-class Oasis(Section):
-    """The bilinear similarity of ref. [3], learned on another row's features."""
-
-    on: Text
-    steps: Count = 200_000
-    aggressiveness: Annotated[float, Field(gt=0)] = 0.1
-
-
-class Linear(Section):
-    """A linear embedding of other rows' features side by side, learned with the ranking loss."""
-
-    on: Annotated[list[Text], Field(min_length=1)]
-    size: Count = 256
-    steps: Count = 5000
-
-
-class Golden(Section):
-    """A weighted sum of other rows' similarities, its weights learned on the ratings of the other folds."""
-
-    on: Annotated[list[Text], Field(min_length=1)]
-    folds: Annotated[int, Field(ge=2)] = 10
-
-
-KINDS = ("feature", "model", "oasis", "linear", "golden")
-
-
-class Row(Section):
-    """One model of the table; exactly one of `KINDS` says which."""
-
-    name: Text
-    feature: Slot | None = None
-    model: Trained | None = None
-    oasis: Oasis | None = None
-    linear: Linear | None = None
-    golden: Golden | None = None
-    paper: Paper | None = None
-
-    @property
-    def kind(self) -> str:
-        """Which of `KINDS` the row is."""
-        return next(kind for kind in KINDS if getattr(self, kind) is not None)
-
-    @property
-    def content(self) -> Slot | Trained | Oasis | Linear | Golden:
-        """What the row says of its kind."""
-        content: Slot | Trained | Oasis | Linear | Golden = getattr(self, self.kind)
-        return content
-
-    @property
-    def folder_name(self) -> str:
-        """Of the run that a model's row trains."""
-        return "".join(c if c.isalnum() else "-" for c in self.name.lower()).strip("-")
-
-    @property
-    def ingredients(self) -> list[str]:
-        """Names of the rows that this one is made of."""
-        match self.content:
-            case Trained(weights_from=str(name)) | Oasis(on=name):
-                return [name]
-            case Linear(on=names) | Golden(on=names):
-                return list(names)
-        return []
-
-
-class Examples(Section):
-    """The picture of Fig. 7: a few queries, and the images that some rows rank first."""
-
-    rows: Annotated[list[Text], Field(min_length=1)]
-    queries: Count = 4
-    top: Count = 8
-
-
-class TableRecipe(Section):
-    """A table of models, measured on rated triplets."""
-
-    name: Text
-    seed: Seed = 0
-    rated: Rated
-    learn_from: LearnFrom
-    rows: Annotated[list[Row], Field(min_length=1)]
-    compare_with: Text | None = None
-    k: Count = 30
-    resamples: Annotated[int, Field(ge=100)] = 10_000
-    examples: Examples | None = None
-    cache: Text | None = None
-    batch_size: Whole = 512
-
-    def row(self, name: str) -> Row:
-        """The row of this name."""
-        return next(row for row in self.rows if row.name == name)
-
-    def to_yaml(self) -> str:
-        """The recipe in block style, defaults included; loading it again gives an equal recipe."""
-        return to_yaml(self)
+from .table_schema import KINDS, Row, TableRecipe, Trained
 
 
 def is_table(source: str | os.PathLike[str]) -> bool:
@@ -194,9 +58,10 @@ def _path(source: str | os.PathLike[str]) -> Path:
 
 def _wrong_rows(recipe: TableRecipe) -> Iterator[Problem]:
     """Rows that are not one thing, or that stand before what they are made of."""
-    earlier: list[str] = []
+    above: list[Row] = []
     for index, row in enumerate(recipe.rows):
         key: Key = ("rows", index)
+        earlier = [other.name for other in above]
         given = [kind for kind in KINDS if getattr(row, kind) is not None]
         if len(given) != 1:
             yield Problem(key, f"got {' and '.join(given) or 'none'}, expected one of {', '.join(KINDS)}")
@@ -208,8 +73,8 @@ def _wrong_rows(recipe: TableRecipe) -> Iterator[Problem]:
                 yield Problem(
                     (*key, row.kind), f"got {got(name)}, {_an_earlier(earlier)}{nearest(name, earlier)}"
                 )
-        yield from _unfit(row, key, recipe.rows[:index])
-        earlier.append(row.name)
+        yield from _unfit(row, key, above)
+        above.append(row)
 
 
 def _unfit(row: Row, key: Key, above: Sequence[Row]) -> Iterator[Problem]:

@@ -20,7 +20,8 @@ from dr_plugin.relevance.training_triplets import CLASSES, RELEVANCE
 from .data import RatedData, balanced_sample, rated_data
 from .ingredients import Array, GoldenDistances, Ingredient, joined
 from .model import NetworkModel, open_run
-from .table_recipe import Golden, Linear, Oasis, Row, TableRecipe, Trained, settings_of
+from .table_recipe import settings_of
+from .table_schema import Golden, Linear, Oasis, Row, TableRecipe, Trained
 
 
 class TableRows:

@@ -1,6 +1,7 @@
 import pytest
 
-from dr_plugin.evaluation.table_recipe import Golden, is_table, load_table, settings_of
+from dr_plugin.evaluation.table_recipe import is_table, load_table, settings_of
+from dr_plugin.evaluation.table_schema import Golden
 from dr_plugin.experiments.recipe import RecipeError, load_recipe
 
 TEXT = """\
@@ -84,6 +85,11 @@ def test_tables_are_told_from_experiments(tmp_path):
             r"mine\.yaml:15: rows\[1\]\.feature\.cell_sise: .* did you mean cell_size\?",
         ),
         ("type: HOG", "type: HOGG", r"mine\.yaml:14: rows\[1\]\.feature\.type: .* did you mean HOG\?"),
+        (
+            "    feature:\n      type: LABHistogram\n",
+            "",
+            r"rows\[0\]: got none, expected one of feature, model, oasis",
+        ),
         ("name: edges", "name: colours", r'rows\[1\]\.name: got "colours" again, expected each name once'),
         (
             "- edges\n",
