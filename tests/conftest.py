@@ -6,7 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
+
+settings.register_profile("any machine", deadline=None)  # a busy machine is no fault of a test's
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")
