@@ -2,7 +2,7 @@
 
 import hashlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ from dr_plugin.relevance.image_rows import ImageBatches, ImageRows
 Progress = Callable[[str, int, int | None], None]
 _PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # images stay in 0..1
 _BATCH = 128
+_MANY = 1000  # images from which on processes pay
 FIT_IMAGES = 2000  # that a feature learns from: codebooks do not gain from more
 FEATURE_SIZE = 128  # pixels of a side that hand-crafted features look at, unless the user says otherwise
 
@@ -174,8 +175,13 @@ class FeatureModel:
 
     def embed(self, images: Any, *, progress: Progress | None = None) -> Tensor:
         """Features (N, F) float32."""
-        found = compute_features(self.transformer, images, n_jobs=-1, progress=progress)
+        found = compute_features(self.transformer, images, n_jobs=processes(images), progress=progress)
         return torch.from_numpy(np.asarray(found, np.float32))
+
+
+def processes(images: Sized) -> int:
+    """How many processes describe these images, -1 for all cores; 1 where starting them costs more."""
+    return -1 if len(images) > _MANY else 1
 
 
 def open_model(

@@ -9,10 +9,11 @@ import numpy as np
 from PIL import Image
 
 from dr_plugin.atomic import replacing
+from dr_plugin.datasets.base import open_rgb
 
 from .model import Model, open_model
 from .picture_rows import SIDE, Picture, Row, rows_png
-from .search_gallery import Gallery, fitted, folder_gallery, open_upright, run_gallery, thumbnail
+from .search_gallery import Gallery, fitted, folder_gallery, run_gallery, thumbnail
 from .search_index import FLAT, GalleryIndex, has_faiss
 
 Progress = Callable[[str, int, int | None], None]
@@ -167,9 +168,10 @@ def _query(text: str, gallery: Gallery) -> _Query:
     path = Path(text).expanduser()
     if path.is_file():
         try:
-            return _Query(text, fitted(open_upright(path), gallery.image_size), thumbnail(path, SIDE))
+            return _Query(text, fitted(open_rgb(str(path)), gallery.image_size), thumbnail(path, SIDE))
         except Exception as error:  # decoders raise what they like; the file is named to the user
-            raise ValueError(f"query: got {text}, expected an image file: {error}") from error
+            reason = error.__cause__ or error  # open_rgb names the file a second time
+            raise ValueError(f"query: got {text}, expected an image file: {reason}") from error
     if (index := gallery.places.get(text)) is None:
         some = ", ".join(gallery.names[:2])
         what = "a folder" if path.is_dir() else "no file of that name"

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dr_plugin.datasets import PackedImages
+from dr_plugin.datasets.base import open_rgb
 from dr_plugin.datasets.packing import Indices, Pixels, checked_indices, pixels_of, rgb_image
 from dr_plugin.experiments import build
 from dr_plugin.experiments.cache import packed_folder
@@ -58,7 +59,7 @@ class FileImages:
 
     def _decode(self, index: int) -> Pixels | None:
         try:
-            return fitted(open_upright(self.files[index]), (self.size, self.size))
+            return fitted(open_rgb(str(self.files[index])), (self.size, self.size))
         except Exception as error:  # decoders raise what they like; the file is named to the user
             self.unreadable[index] = str(error) or type(error).__name__
             return None
@@ -167,12 +168,6 @@ def run_gallery(recipe: Recipe, progress: Progress | None = None) -> Gallery:
         names = [Path(os.path.relpath(path, common)).as_posix() for path in paths]
         files = [Path(path) for path in paths]
     return Gallery("train", digest.hexdigest(), names, packed, packed.image_size, classes, files)
-
-
-def open_upright(path: Path) -> Image.Image:
-    """An image file as RGB, turned as its EXIF orientation says."""
-    with Image.open(path) as image:
-        return rgb_image(ImageOps.exif_transpose(image))
 
 
 def thumbnail(path: Path, side: int) -> Image.Image:

@@ -19,7 +19,7 @@ from dr_plugin.relevance.training_triplets import CLASSES, RELEVANCE
 
 from .data import RatedData, balanced_sample, rated_data
 from .ingredients import Array, GoldenDistances, Ingredient, joined
-from .model import NetworkModel, open_run
+from .model import FeatureModel, NetworkModel, open_run, processes
 from .table_recipe import settings_of
 from .table_schema import Golden, Linear, Oasis, Row, TableRecipe, Trained
 
@@ -66,13 +66,14 @@ class TableRows:
 
     def _feature(self, row: Row, slot: Slot) -> Ingredient:
         transformer, learn = build_feature(slot), self._learn(self.recipe.learn_from.image_size)
-        if transformer.seen != "nothing":
+        seen = getattr(transformer, "seen", "not said")  # of a user's own, which need not say it
+        if seen != "nothing":
             self.reporter.note(f"{row.name}: learns from {len(learn)} images")
         transformer.fit(learn.batch(np.arange(len(learn)))[0].numpy(), learn.labels.numpy())
-        how = transformer if transformer.distance == "own" else transformer.distance
+        how = FeatureModel(row.name, transformer).distance
         rated = self._stored(transformer, self.data.images)
         learned = self._stored(transformer, learn) if self._is_learned_on(row) else None
-        return Ingredient.of_features(how, rated, self.data, transformer.seen, learned)
+        return Ingredient.of_features(how, rated, self.data, seen, learned)
 
     def _model(self, row: Row, trained: Trained) -> Ingredient:
         model = open_run(self._run(row, trained), device=self.device)
@@ -147,7 +148,9 @@ class TableRows:
         """Features, computed once and kept in the cache."""
         place = cache_root(self.recipe.cache, "features") / images.folder.name / folder_name(transformer)
         update = self.reporter.update
-        return StoredFeatures.build(transformer, images, place, n_jobs=-1, progress=update).features
+        return StoredFeatures.build(
+            transformer, images, place, n_jobs=processes(images), progress=update
+        ).features
 
     # -- models ----------------------------------------------------------------------------------------------------
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
+from dr_plugin.datasets.base import open_rgb
 from dr_plugin.datasets.packing import pixels_of
 from dr_plugin.evaluation.search_gallery import (
     FileImages,
     fitted,
     folder_gallery,
-    open_upright,
     run_gallery,
     thumbnail,
 )
@@ -87,7 +87,7 @@ def test_exif_orientation_is_followed(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(open_upright(tmp_path / "a.png"), upright)
+    assert np.array_equal(open_rgb(str(tmp_path / "a.png")), upright)
     assert np.array_equal(folder_gallery(tmp_path, 24).pixels(0), pixels_of(upright, 24))
     shown = np.asarray(thumbnail(tmp_path / "a.png", 20)).astype(int)
     assert shown.shape == (12, 20, 3)

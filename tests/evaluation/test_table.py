@@ -164,3 +164,18 @@ def test_features_that_learn_are_fitted_on_the_unrated_images(inputs, tmp_path, 
     images, labels = seen[0]
     assert images.shape == (60, 3, 24, 24)
     assert np.bincount(labels).tolist() == [6] * 10
+
+
+def test_a_users_transformer_need_not_say_how_it_compares_nor_what_it_has_seen(inputs, tmp_path, monkeypatch):
+    (tmp_path / "my_features.py").write_text(
+        "from sklearn.base import BaseEstimator, TransformerMixin\n\n\n"
+        "class Mean(TransformerMixin, BaseEstimator):\n"
+        "    def fit(self, images, y=None):\n        return self\n\n"
+        "    def transform(self, images):\n        return images.mean((2, 3)).astype('float32')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    only = "rows=[{name: mine, feature: {type: my_features.Mean}}]"
+    recipe = load_table(inputs / "mine.yaml", [only, "compare_with=null", "examples=null"])
+    (row,) = run_table(recipe, tmp_path / "out", device="cpu").metrics["rows"]
+    assert (row["seen"], row["distance"]) == ("not said", "euclidean")
+    assert row["similarity_precision"]["value"] > 0.9
