@@ -1,5 +1,6 @@
-"""Arguments that are whole numbers, refused in one sentence where they are not."""
+"""Arguments that are numbers, refused in one sentence where they are not."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,25 @@ def check_whole_or_none(name: str, value: Any, *, minimum: int) -> int | None:
     if value is not None and (not _is_whole(value) or value < minimum):
         raise ValueError(f"{name}: got {value!r}, expected a whole number, at least {minimum}, or None")
     return None if value is None else int(value)
+
+
+def check_number(name: str, value: Any, *, above: float | None = None, minimum: float | None = None) -> float:
+    """`value`, Python's or numpy's, as a float.
+
+    Raises:
+        ValueError: if it is no finite number, not above `above`, or below `minimum`.
+    """
+    known = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if (
+        not known
+        or not math.isfinite(value)
+        or (above is not None and value <= above)
+        or (minimum is not None and value < minimum)
+    ):
+        limits = [] if above is None else [f"above {above:g}"]
+        limits += [] if minimum is None else [f"at least {minimum:g}"]
+        raise ValueError(f"{name}: got {value!r}, expected a finite number {' and '.join(limits)}".rstrip())
+    return float(value)
 
 
 def _is_whole(value: Any) -> bool:

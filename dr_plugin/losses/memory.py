@@ -4,9 +4,12 @@ from pytorch_metric_learning import losses
 
 
 class CrossBatchMemory(losses.CrossBatchMemory):
-    """PML's cross-batch memory, which also takes `DeepRankingLoss` and can be resumed.
+    """PML's cross-batch memory, which also takes our losses on triplets, and can be resumed.
 
-    PML's keeps a fixed list of loss names, and leaves its place in the queue out of `state_dict()`, so that a
+    It takes `DeepRankingLoss`, `LRMLLoss` and `PDDMLoss` too, where PML's has a fixed list of names. Without a miner,
+    a memory means all pairs of batch and memory to any loss, `PDDMLoss` too: give this one its `HardQuadrupletMiner`.
+
+    PML's leaves its place in the queue out of `state_dict()`, so that a
     resumed run overwrites other entries than the uninterrupted one.
 
     Example:
@@ -17,7 +20,7 @@ class CrossBatchMemory(losses.CrossBatchMemory):
     @staticmethod
     def supported_losses() -> list[str]:
         """Names of the losses that can be wrapped."""
-        return [*losses.CrossBatchMemory.supported_losses(), "DeepRankingLoss"]
+        return [*losses.CrossBatchMemory.supported_losses(), "DeepRankingLoss", "LRMLLoss", "PDDMLoss"]
 
     def get_extra_state(self) -> dict[str, int | bool]:
         """The place in the queue, for `state_dict()`."""

@@ -10,6 +10,7 @@ from dr_plugin.metrics.mean_average_precision import mean_average_precision
 from dr_plugin.metrics.paired_test import PairedTest, paired_test
 from dr_plugin.metrics.precision_at_k import precision_at_k
 from dr_plugin.metrics.recall_at_k import recall_at_k, recalls_at_k
+from dr_plugin.metrics.rerank import rerank
 from dr_plugin.metrics.score_at_top_k import scaled_k, score_at_top_k
 from dr_plugin.metrics.similarity_precision import SimilarityPrecision, similarity_precision, triplets_right
 from dr_plugin.metrics.triplet_ranks import ScoreAtTopK, TripletRanks, pools_by_group, triplet_ranks
@@ -35,6 +36,7 @@ __all__ = [
     "precision_at_k",
     "recall_at_k",
     "recalls_at_k",
+    "rerank",
     "save_index",
     "scaled_k",
     "score_at_top_k",

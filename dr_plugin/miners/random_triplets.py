@@ -8,6 +8,7 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
 from dr_plugin.triplets import RANDOM_BITS
+from dr_plugin.triplets.references import are_the_batch
 
 Triplets = tuple[Tensor, Tensor, Tensor]
 
@@ -90,13 +91,9 @@ class RandomTripletMiner(BaseMiner):
                 "got no labels or ref_labels, expected a class for each embedding and each reference"
             )
         ref_labels = c_f.to_device(ref_labels, labels)
-        if not _same_memory(embeddings, ref_emb):
-            return self.draw(embeddings, labels, ref_emb, ref_labels)
-        if ref_labels is not labels and not torch.equal(ref_labels, labels):
-            raise ValueError(
-                "ref_emb is the batch itself: got ref_labels that differ from labels, expected the same"
-            )
-        return self.draw(embeddings, labels, None, None)
+        if are_the_batch(embeddings, labels, ref_emb, ref_labels):
+            return self.draw(embeddings, labels, None, None)
+        return self.draw(embeddings, labels, ref_emb, ref_labels)
 
     def random_bits(self, shape: tuple[int, ...]) -> Tensor:
         """Whole numbers uniform over 0, ..., 2**62 - 1, on the generator's device."""
@@ -109,14 +106,3 @@ class RandomTripletMiner(BaseMiner):
     def set_extra_state(self, state: Any) -> None:
         """Put the generator where it was when `state` was taken."""
         self.generator.set_state(state.cpu())  # generators take it from the CPU, wherever map_location put it
-
-
-def _same_memory(first: Tensor, second: Tensor) -> bool:
-    """Whether both are one tensor, `detach()` and whole views included."""
-    return first is second or (
-        first.device == second.device
-        and first.numel() > 0  # what is empty has no address
-        and first.data_ptr() == second.data_ptr()
-        and first.shape == second.shape
-        and first.stride() == second.stride()
-    )

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dr_plugin.checks import check_whole_or_none
 from dr_plugin.miners.batch_buffers import fill_buffers
 from dr_plugin.miners.random_triplets import RandomTripletMiner, Triplets
 from dr_plugin.triplets import (
@@ -22,9 +23,8 @@ from dr_plugin.triplets import (
     check_draw,
 )
 from dr_plugin.triplets.embedding import check_embedding_kernel, embedding_values
+from dr_plugin.triplets.layout import relevance_values
 from dr_plugin.triplets.relevances import same_classes
-
-_CHUNK = 1 << 20  # pairs asked of a relevance at once
 
 
 class ReservoirTripletMiner(RandomTripletMiner):
@@ -104,7 +104,7 @@ class ReservoirTripletMiner(RandomTripletMiner):
         generator: torch.Generator | None = None,
         collect_stats: bool | None = None,
     ) -> None:
-        _check_buffer_size(buffer_size)
+        buffer_size = check_whole_or_none("buffer_size", buffer_size, minimum=1)
         ratio = (1.0 if relevance is None else 0.2) if out_of_class_ratio is None else out_of_class_ratio
         check_draw(
             out_of_class_ratio=ratio,
@@ -231,19 +231,7 @@ class ReservoirTripletMiner(RandomTripletMiner):
                 "order, as indices into the data set that the relevance was made for"
             )
         others = images if others is None else others
-        values = torch.zeros(layout.size)
-        for start in range(0, layout.size, _CHUNK):
-            stop = min(start + _CHUNK, layout.size)
-            i, j = layout.pairs(start, stop)
-            first, second = images[i], others[j]
-            differ = first != second
-            found = torch.as_tensor(relevance.pairs(first[differ].numpy(), second[differ].numpy())).float()
-            if len(found) and not bool((found.isfinite() & (found >= 0)).all()):
-                raise ValueError(
-                    "relevance: got one that is not, expected every r(i, j) finite and at least 0"
-                )
-            values[start:stop].masked_scatter_(differ, found)
-        return values
+        return relevance_values(layout, relevance, images, others)
 
     def _queries(self, layout: ClassLayout) -> int:
         """How many images have a positive and a negative, by their labels."""
@@ -288,13 +276,6 @@ class ReservoirTripletMiner(RandomTripletMiner):
         """Go on where `state` was taken."""
         super().set_extra_state(state["generator"])
         self.counters = dict(state["counters"])
-
-
-def _check_buffer_size(size: object) -> None:
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise ValueError(
-            f"buffer_size: got {size!r}, expected a whole number, at least 1, or None for whole classes"
-        )
 
 
 def _indices(given: Any, name: str, count: int) -> Tensor:

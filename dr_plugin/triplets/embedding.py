@@ -52,7 +52,7 @@ def embedding_values(
         if references is None:
             same = query.unsqueeze(2) == reference.unsqueeze(1)
         else:
-            same = _fingerprints(x).unsqueeze(2) == _fingerprints(y).unsqueeze(1)
+            same = fingerprints(x).unsqueeze(2) == fingerprints(y).unsqueeze(1)
         itself[entries] = same
         values[entries] = _compare(kernel, x, y)
     if has_bandwidth(kernel):
@@ -91,8 +91,21 @@ def _compare(kernel: str, x: Tensor, y: Tensor) -> Tensor:
     return lengths.sub_(products, alpha=2).clamp_(min=0).sqrt_()
 
 
-def _fingerprints(rows: Tensor) -> Tensor:
+def fingerprints(rows: Tensor) -> Tensor:
     """A number for each row that equal rows share, and others but by one chance in 2**64: (..., D) -> (...) long."""
     generator = torch.Generator().manual_seed(rows.shape[-1])
     factors = torch.randint(-(2**63), 2**63 - 1, rows.shape[-1:], generator=generator) | 1
     return (rows.contiguous().view(torch.int32) * factors.to(rows.device)).sum(-1)
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision as float32; what is wider, as it is."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def check_size(embeddings: Tensor, ref_emb: Tensor) -> None:
+    """ValueError unless (B, D) and (M, D) have one D."""
+    if embeddings.ndim == ref_emb.ndim == 2 and embeddings.shape[1] != ref_emb.shape[1]:
+        raise ValueError(
+            f"ref_emb: got size {ref_emb.shape[1]}, expected {embeddings.shape[1]}, as embeddings"
+        )

@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
+from dr_plugin.triplets.relevances import Relevance
 from dr_plugin.triplets.uniform import checked_labels
+
+_CHUNK = 1 << 20  # pairs asked of a relevance at once
 
 
 class ClassLayout:
@@ -69,3 +72,29 @@ class ClassLayout:
         row = torch.searchsorted(self.offset, entries, right=True) - 1
         place = entries - self.offset[row] + self.start[row]
         return self.queries[row], self.references[place]
+
+
+def relevance_values(layout: ClassLayout, relevance: Relevance, images: Tensor, references: Tensor) -> Tensor:
+    """r of each entry of the layout, asked of a relevance by image index; 0 for an image with itself.
+
+    Args:
+        layout: On the CPU, as the images and references are.
+        relevance: Asked for pairs of one class.
+        images: The layout's queries as indices of the relevance's images.
+        references: The layout's references, likewise.
+    Shape:
+        images (B,), references (M,) long -> (E,) float32.
+    Raises:
+        ValueError: if one is negative or not finite.
+    """
+    values = torch.zeros(layout.size)
+    for start in range(0, layout.size, _CHUNK):
+        stop = min(start + _CHUNK, layout.size)
+        i, j = layout.pairs(start, stop)
+        first, second = images[i], references[j]
+        differ = first != second
+        found = torch.as_tensor(relevance.pairs(first[differ].numpy(), second[differ].numpy())).float()
+        if len(found) and not bool((found.isfinite() & (found >= 0)).all()):
+            raise ValueError("relevance: got one that is not, expected every r(i, j) finite and at least 0")
+        values[start:stop].masked_scatter_(differ, found)
+    return values

@@ -11,7 +11,7 @@ from pytorch_metric_learning.utils import distributed
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch.utils.data import TensorDataset
 
-from dr_plugin.losses import DeepRankingLoss, deep_ranking
+from dr_plugin.losses import DeepRankingLoss, deep_ranking, explicit_triplets
 from dr_plugin.miners import UniformTripletMiner
 
 DISTANCES = {
@@ -82,7 +82,7 @@ def test_loss_of_right_angles_is_closed_form():
 @pytest.mark.parametrize("chunk", [1 << 19, 35, 1], ids=["one chunk", "7 triplets", "1 triplet"])
 @pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES.keys())
 def test_value_and_gradient_are_those_of_pml(distance, chunk, monkeypatch):
-    monkeypatch.setattr(deep_ranking, "_CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(explicit_triplets, "_CHUNK_ELEMENTS", chunk)
     embeddings, triplets = _embeddings(), _triplets()
     pml = losses.TripletMarginLoss(margin=0.3, distance=distance or distances.LpDistance(power=2))
     arguments = {"embeddings": embeddings, "indices_tuple": triplets}
@@ -278,11 +278,6 @@ def test_distance_with_a_known_matrix_is_honoured(distance):
 def test_bad_input_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         DeepRankingLoss()(_embeddings(), **arguments)
-
-
-def test_index_out_of_range_is_refused():
-    with pytest.raises(IndexError):
-        DeepRankingLoss()(_embeddings(), indices_tuple=tuple(map(torch.tensor, ([0], [1], [6]))))
 
 
 @pytest.mark.parametrize(

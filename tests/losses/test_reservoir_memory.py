@@ -10,7 +10,7 @@ from pytorch_metric_learning.utils import distributed
 from scipy.stats import chi2
 from torch.utils.data import TensorDataset
 
-from dr_plugin.losses import CrossBatchMemory, DeepRankingLoss, ReservoirMemory
+from dr_plugin.losses import CrossBatchMemory, DeepRankingLoss, LRMLLoss, PDDMLoss, ReservoirMemory
 from dr_plugin.losses.example_weights import loss_terms, mean_relevances, query_losses
 from dr_plugin.miners import UniformTripletMiner
 
@@ -21,7 +21,10 @@ LOSSES = [name for name in CrossBatchMemory.supported_losses() if name != "Lifte
 
 
 def _loss(name):
-    return DeepRankingLoss() if name == "DeepRankingLoss" else getattr(losses, name)()
+    ours = {"DeepRankingLoss": DeepRankingLoss, "LRMLLoss": LRMLLoss, "PDDMLoss": lambda: PDDMLoss(SIZE)}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # two of PDDM's have the same weights
+        return ours[name]() if name in ours else getattr(losses, name)()
 
 
 def _batch(generator, count=12, classes=4):
@@ -439,10 +442,13 @@ def test_mask_of_all_or_none(enqueued, miner):
     assert (len(memory.held()[1]) > 0) == enqueued
 
 
-def test_budget_bounds_the_triplets_of_miners_and_pairs():
+@pytest.mark.parametrize(
+    "loss_func", [losses.TripletMarginLoss(margin=9), PDDMLoss(SIZE)], ids=["triplets", "PDDM"]
+)
+def test_budget_bounds_the_triplets_of_miners_and_pairs(loss_func):
     generator = _generator()
     for miner in (None, UniformTripletMiner(50), miners.MultiSimilarityMiner(epsilon=5)):
-        memory = _memory(50, max_triplets=30, miner=miner, loss=losses.TripletMarginLoss(margin=9))
+        memory = _memory(50, max_triplets=30, miner=miner, loss=loss_func)
         for _ in range(3):
             with loss_terms(memory.loss) as terms:
                 memory(*_batch(generator))

@@ -1,11 +1,13 @@
 """The order of entries, against explicit loops over classes."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dr_plugin.triplets import ClassLayout
+from dr_plugin.triplets.layout import relevance_values
 
 labels_lists = st.lists(st.integers(-2, 3), max_size=10)
 
@@ -82,3 +84,32 @@ def _layout(labels, references):
         torch.tensor(labels, dtype=torch.long),
         None if references is None else torch.tensor(references, dtype=torch.long),
     )
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_values_of_a_relevance_are_those_of_each_pair_and_0_of_an_image_with_itself(monkeypatch, chunk):
+    monkeypatch.setattr("dr_plugin.triplets.layout._CHUNK", chunk)
+
+    class Asked:
+        def pairs(self, i, j):
+            assert (i != j).all()
+            return (10 * i + j).astype(np.float32)
+
+    images, references = torch.tensor([5, 3, 8]), torch.tensor([3, 8, 2, 5, 5])
+    layout = ClassLayout(torch.tensor([1, 0, 1]), torch.tensor([0, 1, 1, 1, 0]))
+    values = relevance_values(layout, Asked(), images, references)
+    expected = [
+        0 if (i := int(images[query])) == (j := int(references[reference])) else 10 * i + j
+        for query, reference in zip(*layout.pairs(), strict=True)
+    ]
+    assert values.tolist() == expected == [0, 35, 58, 52, 0, 0, 82, 85]
+
+
+@pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
+def test_values_that_are_none_are_refused(bad):
+    class Bad:
+        def pairs(self, i, j):
+            return np.full(len(i), bad, np.float32)
+
+    with pytest.raises(ValueError, match=r"relevance: got one that is not, expected every r\(i, j\) finite"):
+        relevance_values(ClassLayout(torch.zeros(2).long()), Bad(), torch.arange(2), torch.arange(2))
