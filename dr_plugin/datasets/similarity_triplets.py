@@ -6,7 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -19,7 +18,7 @@ from dr_plugin.triplets.groups import triplet_groups
 from . import rated
 from .base import LabelledImages, Transform
 from .packed import PackedImages
-from .triplet_files import TripletRow, file_of, is_list, read_triplets, rows_of
+from .triplet_files import TripletRow, file_of, given_triplets
 from .triplet_hold_out import held_out
 from .triplet_images import ImageFiles, Images, LocatedTriplet, content_ids, locate, missing_images
 
@@ -122,7 +121,7 @@ class SimilarityTriplets(LabelledImages):
     def generate_split(self) -> None:
         """Read the triplets, find their images, and keep what was asked for."""
         triplets, images, missing = self._source
-        rows, self._published = _rows(self.root, triplets)
+        rows, self._published = given_triplets(self.root, triplets)
         found, absent = locate(rows, self._files(rows, images))
         if absent and (missing == "raise" or not found):
             distinct = {name for row in rows for name in row.names}
@@ -149,7 +148,7 @@ class SimilarityTriplets(LabelledImages):
 
     @property
     def duplicates(self) -> Indices:
-        """Triplets that repeat an earlier one: the same three images by bytes, in the same roles."""
+        """Triplets that repeat an earlier one, the same three images by bytes, in the same roles."""
         seen: set[tuple[int, ...]] = set()
         repeated = []
         for index, triplet in enumerate(map(tuple, self._contents().tolist())):
@@ -295,9 +294,3 @@ class SimilarityTriplets(LabelledImages):
         self.paths, self.labels = list(labels), list(labels.values())
         self.triplets = np.array([[number[path] for path in row.paths] for row in rows], dtype=np.int64)
         self.text_queries = [row.text_query for row in rows]
-
-
-def _rows(root: Path, triplets: Triplets | None) -> tuple[list[TripletRow], bool]:
-    """The triplets, and whether they are in the published list's form."""
-    file = file_of(root, triplets)
-    return (rows_of(triplets), False) if file is None else (read_triplets(file), is_list(file))

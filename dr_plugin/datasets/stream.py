@@ -201,7 +201,7 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
 
     @property
     def position(self) -> tuple[int, int]:
-        """The epoch that the next pass gives, and the batch it begins with: 0 but for a resumed epoch."""
+        """The epoch that the next pass gives, and the batch it begins with (0 but for a resumed epoch)."""
         epoch, start = self._shared[0, :2].tolist()
         begun = int(self._shared[1:, 0].max())
         return epoch + begun, start if begun == 0 else 0

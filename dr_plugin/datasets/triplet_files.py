@@ -34,6 +34,12 @@ def file_of(root: Path, triplets: Any) -> Path | None:
     return root / path if not path.is_file() and (root / path).is_file() else path
 
 
+def given_triplets(root: Path, triplets: Any) -> tuple[list[TripletRow], bool]:
+    """The triplets of a file or at hand, and whether they are in the published list's form."""
+    file = file_of(root, triplets)
+    return (rows_of(triplets), False) if file is None else (read_triplets(file), is_list(file))
+
+
 def read_triplets(path: Path) -> list[TripletRow]:
     """The triplets of a file: one that ends in .txt is in the published list's form, any other a csv.
 

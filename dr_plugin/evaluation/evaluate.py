@@ -18,6 +18,10 @@ from .model import Model
 Progress = Callable[[str, int, int | None], None]
 
 RECALL_AT = (1, 2, 4, 8, 16, 32)
+_APART = (
+    "here val ranks train, over all classes of the data set; the run's own figures, in its metrics.json, are of val "
+    "against val on classes that it was not trained on"
+)
 _ROWS = 64  # queries whose distances to the whole gallery are held at once
 
 
@@ -32,7 +36,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """The figures of a model on a data set, as plain numbers.
 
-    - Labelled images: each of val ranks all of train; precision and mean average precision at k (of
+    - Labelled images: each of val ranks all of train (also for a run that keeps the classes of val apart, whose own
+      figures are others: a ``note`` says so); precision and mean average precision at k (of
       min(k, images of the class)), recall at 1, 2, 4, ... 32 (those that the gallery allows; the hit rates).
     - Rated triplets: similarity precision with its interval, and the scores at top k; see `judge`.
 
@@ -60,7 +65,10 @@ def evaluate(
         raise ValueError(f"k: got {k}, expected at most {len(data.gallery)}, the images of the gallery")
     model.fit(data.gallery, progress=progress)
     query, gallery = (model.embed(images, progress=progress) for images in (data.query, data.gallery))
-    return {**about, **_class_figures(model.distance, query, gallery, data, k, progress)}
+    figures = _class_figures(model.distance, query, gallery, data, k, progress)
+    if model.recipe is not None and model.recipe.evaluation.gallery == "val":
+        figures["note"] = _APART
+    return {**about, **figures}
 
 
 def _class_figures(

@@ -229,8 +229,10 @@ def open_run(folder: Path, *, device: str = "auto") -> NetworkModel:
     begun_with = isinstance(trunk_slot, dict) and trunk_slot.get("weights") is not None
     # The checkpoint replaces the weights that the run began with, whose file may be gone.
     recipe = load_recipe(folder / "recipe.yaml", ["trunk.weights=null"] if begun_with else [])
-    if recipe.sweep is not None:
-        raise ValueError(f"model: {folder} is a sweep, expected one run: choose one in {folder / 'runs'}")
+    if recipe.kind != "experiment":
+        raise ValueError(
+            f"model: {folder} is a {recipe.kind}, expected one run: choose one in {folder / 'runs'}"
+        )
     best = folder / "checkpoint" / "best.pt"
     if not (folder / "metrics.json").is_file() or not best.is_file():
         raise ValueError(

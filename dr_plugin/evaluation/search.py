@@ -70,12 +70,13 @@ def search_run(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> SearchResult:
-    """Search the run's training images, or a folder of images, by the run's model; what is kept is in ``run/search``.
+    """Search the run's own images, or a folder of images, by the run's model; what is kept is in ``run/search``.
 
     Args:
         run: The folder of a finished run.
         queries: Image files, or names of images of the gallery.
-        gallery: A folder of images, looked through at any depth; None: the run's training images.
+        gallery: A folder of images, looked through at any depth; None: the run's training images or, under
+            ``evaluation.gallery: val``, the images of the classes that it was not trained on.
         k: Images for each query.
         output: The picture; by default ``run/search/<query>.png``.
         device: As of `open_model`.

@@ -1,4 +1,4 @@
-"""The images that a search ranks: a run's own training images, or a folder of any images."""
+"""The images that a search ranks: a run's own images, or a folder of any images."""
 
 import hashlib
 import json
@@ -23,6 +23,7 @@ from dr_plugin.experiments import build
 from dr_plugin.experiments.cache import packed_folder
 from dr_plugin.experiments.data import Progress, kept_classes
 from dr_plugin.experiments.recipe import Recipe
+from dr_plugin.experiments.unseen import unseen_images
 from dr_plugin.relevance.image_rows import ImageBatches
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
@@ -147,15 +148,21 @@ def folder_gallery(folder: Path, size: int, *, leave_out: Path | None = None) ->
 
 
 def run_gallery(recipe: Recipe, progress: Progress | None = None) -> Gallery:
-    """The training images of a run, those of the selection among them, packed as for its training.
+    """The images of a run, packed as for it.
+
+    These are the training images, those of the selection among them; of a run with ``evaluation.gallery: val``, whose
+    model is for classes that it was not trained on, all images of those classes.
 
     Raises:
         ValueError: if the recipe's data are not there (any more).
     """
     source: Any = build.build_dataset(recipe, "train", progress)
-    kept = kept_classes(recipe, source.class_ids)
+    kept, split = kept_classes(recipe, source.class_ids), "train"
+    if recipe.evaluation.gallery == "val":
+        split = "val"
+        source, kept = unseen_images(recipe, source, build.build_dataset(recipe, split, progress), kept)
     indices = np.flatnonzero(np.isin(source.labels, kept))
-    folder, size = packed_folder(recipe, "train"), recipe.data.packed_size
+    folder, size = packed_folder(recipe, split), recipe.data.packed_size
     packed = PackedImages.build(source, folder, size=size, indices=indices, progress=progress)
     packed = packed.select_classes(kept)
     digest = hashlib.sha256((packed.folder / "meta.json").read_bytes())
@@ -167,7 +174,7 @@ def run_gallery(recipe: Recipe, progress: Progress | None = None) -> Gallery:
         common = os.path.commonpath({os.path.dirname(path) for path in paths})
         names = [Path(os.path.relpath(path, common)).as_posix() for path in paths]
         files = [Path(path) for path in paths]
-    return Gallery("train", digest.hexdigest(), names, packed, packed.image_size, classes, files)
+    return Gallery(split, digest.hexdigest(), names, packed, packed.image_size, classes, files)
 
 
 def thumbnail(path: Path, side: int) -> Image.Image:

@@ -164,9 +164,9 @@ def _check_models(recipe: TableRecipe, document: Document) -> None:
             place = document.place(("rows", index, "model"))
             lines += [f"{place}: {line}" for line in error.lines]
             continue
-        if trained.sweep is not None:
+        if trained.kind != "experiment":
             place = document.place(("rows", index, "model", "recipe"))
-            lines.append(f"{place}: got a sweep, expected a recipe of one experiment")
+            lines.append(f"{place}: got a {trained.kind}, expected a recipe of one experiment")
     if lines:
         raise RecipeError(*lines)
 

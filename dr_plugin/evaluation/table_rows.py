@@ -11,8 +11,7 @@ from dr_plugin.experiments.cache import cache_root, dataset_identity, short_hash
 from dr_plugin.experiments.journal import Reporter
 from dr_plugin.experiments.linear_embedding import LinearEmbedding, normalized_blocks
 from dr_plugin.experiments.recipe import RankingStage, RecipeError, Slot, load_recipe
-from dr_plugin.experiments.run import run_experiment
-from dr_plugin.experiments.sweep_plan import is_finished
+from dr_plugin.experiments.run import is_finished, run_experiment
 from dr_plugin.relevance import OASIS
 from dr_plugin.relevance.feature_store import StoredFeatures, folder_name
 from dr_plugin.relevance.training_triplets import CLASSES, RELEVANCE

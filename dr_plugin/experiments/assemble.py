@@ -9,6 +9,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from . import build, checkpoint
+from .budget import max_steps
 from .context import Context
 from .data import batch_augment
 from .ranking import RankingTrainer
@@ -33,7 +34,7 @@ def build_trainer(context: Context, index: int, trunk: nn.Module) -> StageTraine
         "precision": recipe.precision,
         "gradient_clip": stage.gradient_clip,
         "averaged_decay": stage.averaged_weights.decay if stage.averaged_weights else None,
-        "max_steps": _max_steps(context, stage),
+        "max_steps": max_steps(recipe, stage),
         "freeze_trunk_batchnorm": stage.freeze_batchnorm,
         "batch_size": stage.batch_size,
         "dataset": context.data.train.subset(context.data.fit),
@@ -64,12 +65,6 @@ def planned_steps(trainer: StageTrainer, stage: Stage) -> int:
     return whole if trainer.max_steps is None else min(whole, trainer.max_steps)
 
 
-def _max_steps(context: Context, stage: Stage) -> int | None:
-    limits = context.recipe.limits
-    images = None if limits.images is None else math.ceil(limits.images / stage.batch_size)
-    return min((limit for limit in (limits.steps, images) if limit is not None), default=None)
-
-
 def _ranking_trainer(
     context: Context, stage: RankingStage, trunk: nn.Module, common: dict[str, Any]
 ) -> StageTrainer:
@@ -83,7 +78,8 @@ def _ranking_trainer(
         slot = stage.loss_optimizer or stage.optimizer
         optimizers["metric_loss_optimizer"] = build.build_optimizer(slot, loss.parameters())
     relevance = context.data.relevance.stored if context.data.relevance is not None else None
-    miner = build.build_miner(stage, recipe, relevance)
+    unit = _unit(context, stage, loss)
+    miner = build.build_miner(stage, recipe, relevance, unit)
     if recipe.compile:
         trunk.compile()
     parts = {
@@ -99,6 +95,38 @@ def _ranking_trainer(
         )
     sampler = build.build_sampler(stage, dataset.labels, recipe, relevance, context.data.triplets)
     return RankingTrainer(sampler=sampler, **parts)
+
+
+def _unit(context: Context, stage: RankingStage, loss: nn.Module) -> nn.Module | None:
+    """The similarity unit of the stage's loss, seen to be there where the end of the run will need it."""
+    unit = build.unit_of(loss)[1]
+    wanted = context.recipe.evaluation.rerank
+    if unit is None and wanted is not None and stage is context.recipe.stages[-1]:
+        raise RecipeError(f"evaluation.rerank: {build.no_unit(wanted, stage.loss.type)}")
+    return unit
+
+
+def trained_unit(context: Context, trunk: nn.Module) -> nn.Module:
+    """The similarity unit of the last stage's loss, with the weights that were kept with the best trunk.
+
+    Raises:
+        ValueError: if there is none: the stage's loss has no unit, or the checkpoint was written without one.
+    """
+    stage = context.recipe.stages[-1]
+    weights = checkpoint.load(context.best)["models"].get("loss", {})
+    if isinstance(stage, RankingStage):
+        size = _output_size(trunk, context.recipe.data.image_size, context.device)
+        loss = build.build_loss(stage, num_classes=context.data.num_classes, embedding_size=size)
+        name, unit = build.unit_of(loss)
+        if unit is not None and weights:
+            start = f"{name}."
+            unit.load_state_dict(
+                {key.removeprefix(start): value for key, value in weights.items() if key.startswith(start)}
+            )
+            return unit.to(context.device).eval()
+    raise ValueError(
+        f"evaluation.rerank: got {context.recipe.evaluation.rerank}, but {context.best} holds no similarity unit"
+    )
 
 
 def _softmax_trainer(

@@ -13,6 +13,7 @@ from torch.utils.data import Sampler
 from dr_plugin.triplets import Relevance
 
 from .families import find
+from .foreign_datasets import is_pml, name_as_ours, not_unpacked
 from .problems import Problem, RecipeError, dotted
 from .schema import RankingStage, Recipe, Slot
 from .slots import BuildError, Supply, plan
@@ -33,8 +34,14 @@ def build_dataset(recipe: Recipe, split: str, progress: Progress | None = None) 
 
 def dataset_of(slot: Slot, split: str, progress: Progress | None = None) -> Any:
     """A slot's data set; see `build_dataset`."""
-    dataset: Any = _build("dataset", slot, dataset_supply(slot, split, progress))
-    _name_as_ours(slot, dataset)
+    try:
+        dataset: Any = _build("dataset", slot, dataset_supply(slot, split, progress))
+    except RecipeError as error:
+        reason = error.__cause__ and error.__cause__.__cause__
+        if isinstance(reason, FileNotFoundError) and is_pml(find("dataset", slot.type)):
+            raise not_unpacked(slot, reason) from error
+        raise
+    name_as_ours(slot, dataset)
     return dataset
 
 
@@ -83,11 +90,16 @@ def build_stream(stage: RankingStage, recipe: Recipe, source: Any, pair_relevanc
     return _build("stream", stage.stream, stream_supply(stage, recipe, source, pair_relevance))
 
 
-def build_miner(stage: RankingStage, recipe: Recipe, relevance: Relevance | None = None) -> nn.Module | None:
-    """The stage's miner; None where the recipe leaves it out."""
+def build_miner(
+    stage: RankingStage,
+    recipe: Recipe,
+    relevance: Relevance | None = None,
+    unit: nn.Module | None = None,
+) -> nn.Module | None:
+    """The stage's miner, by the similarity unit of its loss where it takes one; None where there is no slot."""
     if stage.miner is None:
         return None
-    miner: nn.Module = _build("miner", stage.miner, miner_supply(recipe, relevance))
+    miner: nn.Module = _build("miner", stage.miner, miner_supply(recipe, relevance, unit))
     return miner
 
 
@@ -95,6 +107,19 @@ def build_loss(stage: RankingStage, num_classes: int, embedding_size: int) -> nn
     """The stage's loss for embeddings (B, embedding_size) of so many classes."""
     loss: nn.Module = _build("loss", stage.loss, loss_supply(num_classes, embedding_size))
     return loss
+
+
+def unit_of(loss: nn.Module) -> tuple[str, nn.Module | None]:
+    """The similarity unit of a loss, or of the first loss inside it that has one, and its name there; ("", None)."""
+    for name, module in loss.named_modules():
+        if isinstance(unit := getattr(module, "unit", None), nn.Module) and hasattr(unit, "candidates"):
+            return f"{name}.unit".lstrip("."), unit
+    return "", None
+
+
+def no_unit(rerank: int, loss: str) -> str:
+    """What is wrong with re-ranking by a loss that has no unit."""
+    return f"got {rerank}, expected null: the last stage's loss, {loss}, has no similarity unit, as PDDMLoss has one"
 
 
 def build_optimizer(slot: Slot, params: Iterable[Any]) -> Optimizer:
@@ -117,24 +142,9 @@ def build_scheduler(slot: Slot, optimizer: Optimizer, total_steps: int) -> LRSch
 
 def dataset_supply(slot: Slot, split: str, progress: Progress | None = None) -> Supply:
     """``split`` in the words of the class: PML's say test for val, torchvision's may ask ``train=True``."""
-    is_pml = find("dataset", slot.type).__module__.startswith("pytorch_metric_learning.")
-    values = {"split": "test" if is_pml and split == "val" else split, "train": split == "train"}
+    other = is_pml(find("dataset", slot.type)) and split == "val"
+    values = {"split": "test" if other else split, "train": split == "train"}
     return Supply(values if progress is None else {**values, "progress": progress})
-
-
-def _name_as_ours(slot: Slot, dataset: Any) -> None:
-    """Give PML's and torchvision's data sets the attributes of ours, from ``targets`` and ``classes``."""
-    if getattr(dataset, "labels", None) is None:
-        if getattr(dataset, "targets", None) is None:
-            raise RecipeError(
-                f"{slot.place}: {slot.type} has neither labels nor targets, expected a label an image"
-            )
-        dataset.labels = torch.as_tensor(dataset.targets).tolist()
-    if getattr(dataset, "class_ids", None) is None:
-        names = getattr(dataset, "classes", None) or range(max(dataset.labels, default=-1) + 1)
-        dataset.class_ids = [str(name) for name in names]
-    if getattr(dataset, "class_names", None) is None:
-        dataset.class_names = dataset.class_ids
 
 
 def trunk_supply(recipe: Recipe) -> Supply:
@@ -169,14 +179,16 @@ def stream_supply(stage: RankingStage, recipe: Recipe, source: Any, pair_relevan
     return Supply({**values, "pair_relevance": pair_relevance, "size": recipe.data.packed_size})
 
 
-def miner_supply(recipe: Recipe, relevance: Relevance | None) -> Supply:
-    """A miner that takes a relevance gets the run's, but for one whose slot says ``relevance: null``."""
-    values: dict[str, Any] = {"seed": recipe.seed}
-    return Supply(values if relevance is None else {**values, "relevance": relevance})
+def miner_supply(recipe: Recipe, relevance: Relevance | None, unit: nn.Module | None = None) -> Supply:
+    """The run's relevance, but for a slot that says ``relevance: null``; the loss's unit as ``similarity``."""
+    known = {"relevance": relevance, "similarity": unit}
+    given = {name: value for name, value in known.items() if value is not None}
+    return Supply({"seed": recipe.seed, **given}, lacking=_LACKING)
 
 
 _LACKING = {
     "relevance": "a relevance, which the run gives where the recipe has the section relevance",
+    "similarity": "the similarity unit of the stage's loss, which PDDMLoss has",
     "triplets": "a file of triplets, or data.dataset: SimilarityTriplets, which brings its own",
 }
 

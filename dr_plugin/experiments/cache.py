@@ -17,7 +17,9 @@ from .schema import Slot
 def packed_folder(recipe: Recipe, split: str) -> Path:
     """Where a split's packed images lie, shared by all runs that need the same."""
     data = recipe.data
-    what = [dataset_identity(data.dataset), data.classes, data.packed_size]
+    what: list[Any] = [dataset_identity(data.dataset), data.classes, data.packed_size]
+    if split == "val" and recipe.evaluation.gallery == "val":
+        what.append(["unseen", data.unseen_classes])
     return cache_root(data.cache, "packed") / f"{data.dataset.type}-{split}-{short_hash(what)}"
 
 

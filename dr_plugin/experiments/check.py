@@ -9,8 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from pytorch_metric_learning.miners import EmbeddingsAlreadyPackagedAsTriplets
 from pytorch_metric_learning.samplers import FixedSetOfTriplets
@@ -18,23 +16,26 @@ from torch import nn
 from torch.utils.data import BatchSampler
 
 from dr_plugin.datasets import SimilarityTriplets
+from dr_plugin.losses.pddm_unit import PDDMUnit
 from dr_plugin.samplers import OfflineTripletSampler
 from dr_plugin.samplers.packaged import PackagedTripletSampler
-from dr_plugin.triplets.relevances import Indices
 
 from .build import (
     dataset_supply,
     loss_supply,
     miner_supply,
+    no_unit,
     sampler_supply,
     scheduler_supply,
     stream_supply,
     trunk_supply,
+    unit_of,
 )
 from .families import NotFoundError
 from .problems import Key, Problem, got
 from .schema import Augment, RankingStage, Recipe, Slot, Stage
 from .slots import BuildError, Part, Supply, plan
+from .stand_ins import StandInRelevance, relevance_of_samples
 
 _STEPS = 1000  # a stand-in for the steps of a stage
 _CLASSES, _EMBEDDING_SIZE = 4, 8  # stand-ins for what only the data and a foreign trunk can tell
@@ -64,28 +65,6 @@ def slots_of(recipe: Recipe) -> Iterator[tuple[str, Key, Slot]]:
                 yield kind.removeprefix("loss_"), ("stages", index, kind), slot
 
 
-class _StandIn:
-    """A relevance over 4 classes of 8 images each, none as relevant as another."""
-
-    labels = torch.arange(4).repeat(8)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def pairs(self, i: Indices, j: Indices) -> npt.NDArray[np.float32]:
-        same = self.labels.numpy()[i] == self.labels.numpy()[j]
-        return np.asarray(same / (1 + abs(i - j)), dtype=np.float32)
-
-    def total(self, i: Indices) -> npt.NDArray[np.float64]:
-        every = np.arange(len(self))
-        return np.array([self.pairs(np.full_like(every, one), every).sum() - 1.0 for one in i])
-
-
-def _relevance_of_samples(first: Any, second: Any) -> Any:
-    """Stands for what the run knows of two samples of a stream."""
-    return np.ones(len(first), np.float32)
-
-
 class _Check:
     """Collects a recipe's problems; a slot that is found wanting is left out of what follows from it."""
 
@@ -93,6 +72,7 @@ class _Check:
         self.recipe = recipe
         self.problems: list[Problem] = []
         self.brings_triplets = False
+        self.unit: nn.Module | None = None  # of the loss of the last ranking stage that was looked at
 
     def all(self) -> list[Problem]:
         self._packages()
@@ -108,6 +88,7 @@ class _Check:
             elif stage.features == "convnet" and trunk is not None and not hasattr(trunk, "convnet"):
                 name = self.recipe.trunk.type
                 self._add((*key, "features"), f'got "convnet", which {name} lacks, expected embedding')
+        self._rerank()
         return self.problems
 
     def _add(self, key: Key, text: str) -> None:
@@ -125,6 +106,7 @@ class _Check:
     def _sections(self) -> None:
         """Values that have to fit each other."""
         data, names = self.recipe.data, [stage.name for stage in self.recipe.stages]
+        self._unseen()
         self._augment(("data", "augment"), data.augment)
         for index, stage in enumerate(self.recipe.stages):
             key = ("stages", index)
@@ -139,6 +121,24 @@ class _Check:
             if isinstance(stage, RankingStage) and stage.batch_size < 2:
                 text = f"got {stage.batch_size}, expected at least 2: one image has no pair"
                 self._add((*key, "batch_size"), text)
+
+    def _unseen(self) -> None:
+        """Classes to evaluate on that are not trained on."""
+        classes, wanted = self.recipe.data.classes, self.recipe.data.unseen_classes
+        if wanted is not None and self.recipe.evaluation.gallery != "val":
+            text = f"got {got(wanted)}, expected null, or evaluation.gallery: val, which evaluates them"
+            self._add(("data", "unseen_classes"), text)
+        if isinstance(wanted, list) and isinstance(classes, list):
+            for name in sorted({*wanted} & {*classes}):
+                text = f"got {got(name)}, which data.classes trains on, expected other classes"
+                self._add(("data", "unseen_classes"), text)
+
+    def _rerank(self) -> None:
+        """Re-ranking needs the unit of the last stage's loss."""
+        rerank, stage = self.recipe.evaluation.rerank, self.recipe.stages[-1]
+        loss = stage.loss.type if isinstance(stage, RankingStage) else "cross-entropy"
+        if rerank is not None and (self.unit is None or loss == "cross-entropy"):
+            self._add(("evaluation", "rerank"), no_unit(rerank, loss))
 
     def _augment(self, key: Key, augment: Augment) -> None:
         shift, size = augment.pixel_shift, self.recipe.data.image_size
@@ -188,14 +188,15 @@ class _Check:
             given = "null" if stage.miner is None else got(stage.miner.type)
             wanted = EmbeddingsAlreadyPackagedAsTriplets.__name__
             self._add((*key, "miner"), f"got {given}, expected {wanted}: another leaves the triplets unread")
+        loss = self._built(self._plan("loss", stage.loss, (*key, "loss"), self._loss_supply(trunk)))
+        # A loss from a dotted path is not built before the run: its unit is not known.
+        self.unit = unit_of(loss)[1] if loss is not None else PDDMUnit(_EMBEDDING_SIZE)
         if stage.miner is not None:
-            supply = miner_supply(self.recipe, self._stand_in())
+            supply = miner_supply(self.recipe, self._stand_in(), self.unit)
             miner = self._plan("miner", stage.miner, (*key, "miner"), supply)
             self._built(miner)
             if miner is not None and issubclass(miner.cls, EmbeddingsAlreadyPackagedAsTriplets):
                 self._packaged(stage, key, sampler)
-        loss_part = self._plan("loss", stage.loss, (*key, "loss"), self._loss_supply(trunk))
-        loss = self._built(loss_part)
         self._optimizer(stage, key, "loss_optimizer")
         if loss is not None and stage.loss_optimizer is not None and not any(True for _ in loss.parameters()):
             text = f"got a slot, expected null: {stage.loss.type} has no weights to train"
@@ -222,7 +223,7 @@ class _Check:
         own = triplets if self.brings_triplets else None
         supply = sampler_supply(stage, labels, self.recipe, self._stand_in(), own)
         part = self._plan("sampler", stage.sampler, key, supply)
-        if part is not None and isinstance(relevance := part.arguments.get("relevance"), _StandIn):
+        if part is not None and isinstance(relevance := part.arguments.get("relevance"), StandInRelevance):
             part = replace(part, arguments=part.arguments | {"labels": relevance.labels})
         if part is not None and issubclass(part.cls, OfflineTripletSampler):
             stand_in = {"triplets": triplets, "weights": None}  # the file's own need the data
@@ -234,7 +235,7 @@ class _Check:
         return part
 
     def _stream(self, stage: RankingStage, slot: Slot, key: Key) -> None:
-        supply = stream_supply(stage, self.recipe, list, self._stand_in() and _relevance_of_samples)
+        supply = stream_supply(stage, self.recipe, list, self._stand_in() and relevance_of_samples)
         part = self._plan("stream", slot, key, supply)
         if part is not None:  # how long an epoch is by default, the shards say
             part = replace(part, arguments={"batches_per_epoch": 1} | part.arguments)
@@ -243,8 +244,8 @@ class _Check:
             text = "got a slot beside stream, expected null: the stream gives the batches"
             self._add((*key[:-1], "sampler"), text)
 
-    def _stand_in(self) -> "_StandIn | None":
-        return None if self.recipe.relevance is None else _StandIn()
+    def _stand_in(self) -> "StandInRelevance | None":
+        return None if self.recipe.relevance is None else StandInRelevance()
 
     def _packaged(self, stage: RankingStage, key: Key, sampler: Part | None) -> None:
         """PML's miner of packaged triplets takes each three images of any batch for a triplet."""

@@ -6,7 +6,7 @@ A checkpoint is a dictionary of tensors and plain values under ``{"format": 1, .
 
 import pickle
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,13 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - the generator that PML draws from
     torch.manual_seed(seed)
+
+
+def not_finite(modules: Iterable[tuple[str, torch.nn.Module]]) -> str | None:
+    """The first weight that is infinite or not a number, as ``module.weight``; waits for the device once."""
+    weights = {f"{key}.{name}": value for key, module in modules for name, value in module.named_parameters()}
+    finite = torch.stack([torch.isfinite(value).all() for value in weights.values()])
+    return next((name for name, good in zip(weights, finite.tolist(), strict=True) if not good), None)
 
 
 def module_state(module: torch.nn.Module) -> dict[str, Any]:

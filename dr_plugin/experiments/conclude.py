@@ -9,16 +9,18 @@ import torch
 from torch import nn
 
 from dr_plugin.atomic import write_json
-from dr_plugin.metrics import nearest
 from dr_plugin.trunks import DeepRankingTrunk
 
-from .assemble import initial_trunk
+from .assemble import initial_trunk, trained_unit
 from .context import Context
-from .data import RunData
-from .evaluate import Ranked, hog, pixels, rank
+from .evaluate import Ranked, hog, pixels, rank, reranked
+from .examples import ranked_examples
 from .journal import read_journal
+from .memory import peak_of
 from .relevance import WantedOrder
-from .report import Neighbor, RankedExample, ReportData, write_report
+from .report import ReportData, write_report
+
+_MOST_CONFUSED = 2000  # classes of which the report tells what they are taken for
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,14 @@ class Result:
 
     report: Path
     metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Features:
+    """Val and, where it is ranked or ranks, train, on the device."""
+
+    val: torch.Tensor
+    train: torch.Tensor | None
 
 
 def conclude(context: Context, trunk: nn.Module, stages: list[dict[str, Any]]) -> Result:
@@ -38,83 +48,143 @@ def conclude(context: Context, trunk: nn.Module, stages: list[dict[str, Any]]) -
         stages: The summaries of the stages.
     """
     recipe, data, settings = context.recipe, context.data, context.recipe.evaluation
-    embed = context.embedder()
-    trunk = trunk.to(context.device)
-    val, train = embed(trunk, data.val, "embed val"), embed(trunk, data.train, "embed train")
-    update = context.reporter.update
-    ranked = rank(val, data.val.labels, train, data.train.labels, settings, progress=update)
-    metrics: dict[str, Any] = {"name": recipe.name, "k": settings.k, "val": ranked.figures}
-    if settings.train:
+    _note_lone_images(context)
+    features = _embedded(context, trunk, "embed", train=settings.train)
+    ranked = _rank_val(context, features, at_least=settings.rerank or 1)
+    metrics: dict[str, Any] = {"name": recipe.name, "k": settings.k}
+    if settings.gallery == "val":
+        metrics |= {
+            "gallery": "val",
+            "classes": {"train": data.num_classes, "val": len(data.val.class_names)},
+        }
+    metrics["val"] = ranked.figures
+    if settings.rerank is not None:
+        metrics["rerank"] = settings.rerank
+        metrics["val_reranked"] = _rerank_val(context, trunk, features, ranked).figures
+    if settings.train and features.train is not None:
+        labels = data.train.labels
         metrics["train"] = rank(
-            train, data.train.labels, train, data.train.labels, settings, exclude_self=True, progress=update
+            features.train,
+            labels,
+            features.train,
+            labels,
+            settings,
+            exclude_self=True,
+            progress=context.reporter.update,
         ).figures
     metrics["selection"] = stages[-1]["selection"]
-    metrics["baselines"] = {}
-    order = _wanted_order(context)
-    in_class = _in_class(context, order, val, train)
-    for name in settings.baselines:
-        features = _baseline(name, context)
-        labels = (data.val.labels, data.train.labels)
-        metrics["baselines"][name] = rank(
-            features[0], labels[0], features[1], labels[1], settings, progress=update
-        ).figures
-        in_class.setdefault("baselines", {})[name] = _in_class(context, order, *features)
-    if order is not None:
-        metrics["in_class"] = in_class
+    metrics |= _compared(context, features)
     metrics["stages"] = [
         {key: value for key, value in stage.items() if key != "selection"} for stage in stages
     ]
     metrics["wall_time_s"] = round(context.journal.seconds, 1)
+    metrics |= peak_of(stages, context.device)
     write_json(context.folder / "metrics.json", metrics)
-    report = write_report(
-        context.folder / "report", _report_data(context, metrics, ranked, trunk, val, train)
-    )
+    report = write_report(context.folder / "report", _report_data(context, metrics, ranked, trunk, features))
     return Result(report, metrics)
 
 
-def _baseline(name: str, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
-    """Val and train under features that were not trained here."""
+def _embedded(context: Context, trunk: nn.Module, task: str, *, train: bool) -> _Features:
+    """What the trunk makes of val, and of train where val ranks it or it is asked for."""
+    embed, data = context.embedder(), context.data
+    trunk = trunk.to(context.device)
+    val = embed(trunk, data.val, f"{task} val")
+    if not train and context.recipe.evaluation.gallery == "val":
+        return _Features(val, None)
+    return _Features(val, embed(trunk, data.train, f"{task} train"))
+
+
+def _gallery(context: Context, features: _Features) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """What val ranks: its features, its labels, and whether it is val itself."""
+    data, own = context.data, context.recipe.evaluation.gallery == "val"
+    if own or features.train is None:
+        return features.val, data.val.labels, own
+    return features.train, data.train.labels, own
+
+
+def _rank_val(context: Context, features: _Features, at_least: int = 1) -> Ranked:
+    """Val against the recipe's gallery."""
+    gallery, labels, own = _gallery(context, features)
+    return rank(
+        features.val,
+        context.data.val.labels,
+        gallery,
+        labels,
+        context.recipe.evaluation,
+        exclude_self=own,
+        at_least=at_least,
+        progress=context.reporter.update,
+    )
+
+
+def _rerank_val(context: Context, trunk: nn.Module, features: _Features, ranked: Ranked) -> Ranked:
+    """The same with the nearest ordered anew by the unit that was trained with the trunk."""
+    gallery, labels, _ = _gallery(context, features)
+    unit = trained_unit(context, trunk)
+    own = context.data.val.labels
+    return reranked(ranked, features.val, own, gallery, labels, unit, context.recipe.evaluation)
+
+
+def _compared(context: Context, features: _Features) -> dict[str, Any]:
+    """The baselines' figures, and the order within the classes of all where a relevance tells what it should be."""
+    order = _wanted_order(context)
+    in_class = _in_class(context, order, features)
+    found: dict[str, Any] = {"baselines": {}}
+    for name in context.recipe.evaluation.baselines:
+        other = _baseline(name, context)
+        found["baselines"][name] = _rank_val(context, other).figures
+        in_class.setdefault("baselines", {})[name] = _in_class(context, order, other)
+    return found if order is None else {**found, "in_class": in_class}
+
+
+def _baseline(name: str, context: Context) -> _Features:
+    """Val and its gallery under features that were not trained here."""
     data, update = context.data, context.reporter.update
     if name == "untrained":
-        trunk = initial_trunk(context.recipe).to(context.device)
-        embed = context.embedder()
-        val, train = (embed(trunk, images, "embed untrained") for images in (data.val, data.train))
-    elif name == "pixels":
-        val, train = pixels(data.val), pixels(data.train)
-    else:
-        val, train = hog(data.val, update), hog(data.train, update)
-    return val.to(context.device), train.to(context.device)
+        return _embedded(context, initial_trunk(context.recipe), "embed untrained", train=False)
+    images = [data.val] if context.recipe.evaluation.gallery == "val" else [data.val, data.train]
+    found = [pixels(some) if name == "pixels" else hog(some, update) for some in images]
+    found = [some.to(context.device) for some in found]
+    return _Features(found[0], found[1] if len(found) > 1 else None)
 
 
 def _wanted_order(context: Context) -> WantedOrder | None:
-    """The order within the classes, val against the images trained on; None where no relevance tells."""
+    """The order within the classes, val against the images trained on.
+
+    None where no relevance tells, or where val has other classes, of which no image was trained on.
+    """
     data = context.data
     if data.relevance is None or not data.relevance.knows_new_images:
+        return None
+    if context.recipe.evaluation.gallery == "val":
         return None
     return WantedOrder.of(data.relevance, data.val, data.train.subset(data.fit))
 
 
-def _in_class(
-    context: Context, order: WantedOrder | None, val: torch.Tensor, train: torch.Tensor
-) -> dict[str, Any]:
+def _in_class(context: Context, order: WantedOrder | None, features: _Features) -> dict[str, Any]:
     """How well these embeddings' order within the classes agrees with the recipe's relevance."""
-    if order is None:
+    if order is None or features.train is None:
         return {}
-    k, gallery = context.recipe.evaluation.k, train[context.data.fit.to(train.device)]
-    right, score = order.figures(val, gallery, k)
+    k, gallery = context.recipe.evaluation.k, features.train[context.data.fit.to(features.train.device)]
+    right, score = order.figures(features.val, gallery, k)
     return {"concordance": right, f"score_at_top_{k}": score}
 
 
+def _note_lone_images(context: Context) -> None:
+    """Say that a class of one image cannot be found, where val is its own gallery."""
+    lone = int((torch.bincount(context.data.val.labels) == 1).sum())
+    if context.recipe.evaluation.gallery == "val" and lone:
+        context.reporter.note(
+            f"{lone} val images are the only ones of their class: nothing can be found for them, which counts as a miss"
+        )
+
+
 def _report_data(
-    context: Context,
-    metrics: dict[str, Any],
-    ranked: Ranked,
-    trunk: nn.Module,
-    val: torch.Tensor,
-    train: torch.Tensor,
+    context: Context, metrics: dict[str, Any], ranked: Ranked, trunk: nn.Module, features: _Features
 ) -> ReportData:
-    data = context.data
-    confusion = _confusion(data.val.labels, ranked.neighbor_labels, data.num_classes)
+    data, (gallery, _, own) = context.data, _gallery(context, features)
+    class_names = data.val.class_names if own else data.class_names
+    precision, confusion = _by_class(data.val.labels, ranked.neighbor_labels, len(class_names))
     filters = trunk.first_filters() if isinstance(trunk, DeepRankingTrunk) else {}
     return ReportData(
         name=context.recipe.name,
@@ -122,54 +192,27 @@ def _report_data(
         environment=json.loads((context.folder / "environment.json").read_text()),
         metrics=metrics,
         history=read_journal(context.folder),
-        class_names=data.class_names,
-        examples=_examples(context, val, train),
+        class_names=class_names,
+        examples=ranked_examples(context, features.val, gallery),
         filters={name: weights.detach().float().cpu().numpy() for name, weights in filters.items()},
-        class_precision=confusion.diagonal().numpy(),
+        class_precision=precision.numpy(),
         confusion=confusion.numpy(),
     )
 
 
-def _confusion(query_labels: torch.Tensor, neighbor_labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """(C, C) share of the column's class among the neighbours of the row's; NaN for a class without queries."""
-    pairs = query_labels[:, None] * num_classes + neighbor_labels
-    counts = torch.bincount(pairs.flatten(), minlength=num_classes**2).view(num_classes, num_classes).double()
-    return counts / counts.sum(1, keepdim=True)
+def _by_class(
+    query_labels: torch.Tensor, neighbor_labels: torch.Tensor, num_classes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Precision of each class's queries (C,), NaN where it has none, and the confusion (C, C).
 
-
-def _examples(context: Context, val: torch.Tensor, train: torch.Tensor) -> list[RankedExample]:
-    """Val images of different classes, drawn from the seed, with their nearest and farthest training images."""
-    data, settings = context.data, context.recipe.report
-    if settings.queries == 0:
-        return []
-    generator = torch.Generator().manual_seed(context.recipe.seed)
-    present = data.val.labels.unique()  # not every class need have a val image
-    classes = present[torch.randperm(len(present), generator=generator)[: settings.queries]]
-    queries = torch.stack(
-        [_draw(torch.nonzero(data.val.labels == label).flatten(), generator) for label in classes]
-    )
-    sides: list[list[list[Neighbor]]] = []
-    for number, largest in ((settings.top, False), (settings.bottom, True)):
-        if number == 0:
-            sides.append([[] for _ in queries])
-            continue
-        number = min(number, len(data.train))
-        distances, indices = nearest(val[queries.to(val.device)], train, number, largest=largest)
-        sides.append([_neighbors(data, *pair) for pair in zip(distances.cpu(), indices.cpu(), strict=True)])
-    images, labels = data.val.batch(queries)
-    return [
-        RankedExample(image.permute(1, 2, 0).numpy(), int(label), near, far)
-        for image, label, near, far in zip(images, labels, *sides, strict=True)
-    ]
-
-
-def _neighbors(data: RunData, distances: torch.Tensor, indices: torch.Tensor) -> list[Neighbor]:
-    images, labels = data.train.batch(indices)
-    return [
-        Neighbor(image.permute(1, 2, 0).numpy(), int(label), float(distance))
-        for image, label, distance in zip(images, labels, distances, strict=True)
-    ]
-
-
-def _draw(members: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return members[torch.randint(len(members), (), generator=generator)]
+    That is the share of the column's class among the neighbours of the row's; empty of more than `_MOST_CONFUSED`
+    classes, as its memory grows with their square.
+    """
+    right = (neighbor_labels == query_labels[:, None]).double().mean(1)
+    sums = torch.zeros(num_classes, dtype=torch.float64).index_add_(0, query_labels, right)
+    precision = sums / torch.bincount(query_labels, minlength=num_classes)
+    if num_classes > _MOST_CONFUSED:
+        return precision, torch.empty(0)
+    pairs = (query_labels[:, None] * num_classes + neighbor_labels).flatten()
+    counts = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes).double()
+    return precision, counts / counts.sum(1, keepdim=True)

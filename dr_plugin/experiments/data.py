@@ -17,6 +17,7 @@ from .offline import check_triplets, triplets_of
 from .recipe import Augment, RankingStage, Recipe, RecipeError
 from .relevance import RunRelevance, load_relevance
 from .streaming import open_stream
+from .unseen import unseen_images
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -26,7 +27,8 @@ class RunData:
     """The images of a run; labels 0..C-1 are those of the classes kept, in their old order.
 
     ``train`` holds all training images, of which ``fit`` (indices) are trained on and ``selection`` choose
-    checkpoints; ``val`` is only reported. ``relevance`` is over the images of ``fit``, in that order, and
+    checkpoints; ``val`` is only reported. Its classes are those of ``train``, but other ones, with labels and names of
+    their own, under ``evaluation.gallery: val``. ``relevance`` is over the images of ``fit``, in that order, and
     ``triplets`` (T, 3), where the data set brings some, number them.
     """
 
@@ -40,7 +42,7 @@ class RunData:
 
     @property
     def num_classes(self) -> int:
-        """C, the number of classes kept."""
+        """C, the number of classes trained on."""
         return len(self.class_names)
 
 
@@ -57,17 +59,22 @@ def load_data(recipe: Recipe, progress: Progress | None = None) -> RunData:
     }
     check_triplets(recipe, sources["train"], progress)
     class_ids = sources["train"].class_ids
-    if sources["val"].class_ids != class_ids:
-        raise ValueError("train and val hold different classes; expected the same classes in both")
     kept = kept_classes(recipe, class_ids)
+    chosen = {"train": (sources["train"], kept), "val": (sources["val"], kept)}
+    if recipe.evaluation.gallery == "val":
+        chosen["val"] = unseen_images(recipe, sources["train"], sources["val"], kept)
+    elif sources["val"].class_ids != class_ids:
+        raise ValueError(
+            "train and val hold different classes; expected the same classes in both, or evaluation.gallery: val"
+        )
     packed = {}
-    for split, source in sources.items():
-        indices = np.flatnonzero(np.isin(source.labels, kept))
+    for split, (source, labels) in chosen.items():
+        indices = np.flatnonzero(np.isin(source.labels, labels))
         folder = packed_folder(recipe, split)
         whole = PackedImages.build(
             source, folder, size=recipe.data.packed_size, indices=indices, progress=progress
         )
-        packed[split] = whole.select_classes(kept)
+        packed[split] = whole.select_classes(labels)
     fit, selection = _split_selection(recipe, packed["train"].labels, len(kept))
     relevance = load_relevance(recipe, packed["train"].subset(fit), progress)
     names, triplets = packed["train"].class_names, triplets_of(sources["train"])
@@ -148,17 +155,25 @@ def _too_many_neighbors(recipe: Recipe, data: RunData) -> list[str]:
     """k and K that the smallest gallery of the run's evaluations cannot give."""
     settings = recipe.evaluation
     galleries = {"the training images": len(data.train)}
+    if settings.gallery == "val":
+        galleries = {"the val images without the query": len(data.val) - 1}
     if settings.train:
         galleries["the training images without the query"] = len(data.train) - 1
     if len(data.selection) and any(stage.evaluate_every for stage in recipe.stages):
         galleries["the training images without the selection"] = len(data.fit)
     what, most = min(galleries.items(), key=lambda item: item[1])
     asked = [("k", settings.k)] + [("recall_at", number) for number in settings.recall_at]
-    return [
+    lines = [
         f"evaluation.{key}: got {number}, expected at most {most}, {what}"
         for key, number in asked
         if number > most
     ]
+    first = next(iter(galleries))  # which val ranks, and alone is re-ranked
+    if settings.rerank is not None and settings.rerank > galleries[first]:
+        lines.append(
+            f"evaluation.rerank: got {settings.rerank}, expected at most {galleries[first]}, {first}"
+        )
+    return lines
 
 
 def _impossible_baselines(recipe: Recipe, data: RunData) -> list[str]:

@@ -1,13 +1,14 @@
-"""The protocol of the course project (query val, gallery train, Euclidean, precision at k) and its baselines."""
+"""How embeddings are judged: Euclidean neighbours and their figures, these re-ranked by a unit, and the baselines."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from dr_plugin.datasets import BatchAugment, PackedImages
-from dr_plugin.metrics import nearest, precision_at_k, recall_at_k
+from dr_plugin.metrics import nearest, precision_at_k, recall_at_k, rerank
 from dr_plugin.relevance.features import HOG
 from dr_plugin.relevance.image_rows import ImageBatches
 
@@ -48,10 +49,17 @@ class Embedder:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A query set ranked against a gallery: the labels of the k nearest (Q, k) and the figures they give."""
+    """A query set ranked against a gallery.
+
+    Attributes:
+        neighbor_labels: Labels of the k nearest (Q, k).
+        figures: What they give.
+        indices: Of the nearest in the gallery (Q, K), K the most that was asked for.
+    """
 
     neighbor_labels: torch.Tensor
     figures: dict[str, float]
+    indices: torch.Tensor
 
 
 def rank(
@@ -62,24 +70,65 @@ def rank(
     settings: Evaluation,
     *,
     exclude_self: bool = False,
+    at_least: int = 1,
     progress: Progress | None = None,
 ) -> Ranked:
     """Rank the gallery for each query and give precision at k and the recalls that the recipe asks for.
 
-    Shape:
-        query (Q, D), query_labels (Q,), gallery (N, D), gallery_labels (N,).
+    Args:
+        query: Embeddings (Q, D).
+        query_labels: (Q,).
+        gallery: Embeddings (N, D).
+        gallery_labels: (N,).
+        settings: What is asked for.
+        exclude_self: Query i is gallery[i] and is left out.
+        at_least: Find so many neighbours even if no figure needs them.
+        progress: Called as progress(task, done, total).
     Raises:
         ValueError: if k, or a recall's K, is larger than the gallery.
     """
-    k = max([settings.k, *settings.recall_at])
+    k = max([settings.k, *settings.recall_at, at_least])
     _, indices = nearest(
         query, gallery, k, exclude_self=exclude_self, backend=settings.backend, progress=progress
     )
-    neighbors = gallery_labels[indices.cpu()]
+    return _ranked(indices.cpu(), query_labels, gallery_labels, settings)
+
+
+def reranked(
+    ranked: Ranked,
+    query: torch.Tensor,
+    query_labels: torch.Tensor,
+    gallery: torch.Tensor,
+    gallery_labels: torch.Tensor,
+    unit: Any,
+    settings: Evaluation,
+) -> Ranked:
+    """The ``settings.rerank`` nearest of each query ordered anew by a loss's similarity unit; the rest stay.
+
+    Args:
+        ranked: The Euclidean ranking, of at least that many neighbours.
+        query: Embeddings (Q, D).
+        query_labels: (Q,).
+        gallery: Embeddings (N, D).
+        gallery_labels: (N,).
+        unit: Two embeddings in, one similarity out, as `dr_plugin.losses.PDDMUnit`.
+        settings: What is asked for.
+    """
+    first = ranked.indices[:, : settings.rerank]
+    with torch.no_grad():
+        similarities = unit.candidates(query, gallery, first.to(gallery.device))
+    indices = rerank(ranked.indices, similarities.cpu())
+    return _ranked(indices, query_labels, gallery_labels, settings)
+
+
+def _ranked(
+    indices: torch.Tensor, query_labels: torch.Tensor, gallery_labels: torch.Tensor, settings: Evaluation
+) -> Ranked:
+    neighbors = gallery_labels[indices]
     figures = {f"precision_at_{settings.k}": float(precision_at_k(neighbors, query_labels, settings.k))}
     for at in settings.recall_at:
         figures[f"recall_at_{at}"] = float(recall_at_k(neighbors, query_labels, at))
-    return Ranked(neighbors[:, : settings.k], figures)
+    return Ranked(neighbors[:, : settings.k], figures, indices)
 
 
 def pixels(images: PackedImages) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """One stage of a recipe: its trainer, and the hooks that report, evaluate and save while it trains."""
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from . import checkpoint
 from .assemble import build_trainer, planned_steps, stage_seed
 from .context import Context
 from .evaluate import rank
+from .memory import PeakMemory
 from .recipe import SoftmaxStage
 from .trainer import StageTrainer
 
@@ -32,6 +34,7 @@ class StageRun:
         self.finished = finished  # the summaries of the stages before
         self.best: dict[str, Any] | None = None
         self.train_seconds, self._mark = 0.0, 0.0
+        self.memory = PeakMemory(context.device)
         checkpoint.seed_everything(stage_seed(context.recipe, index))
         self.trainer = build_trainer(context, index, trunk)
         self.trainer.end_of_iteration_hook, self.trainer.end_of_epoch_hook = (
@@ -46,6 +49,9 @@ class StageRun:
         if state is not None:
             self.trainer.load_state_dict(state)
             self.best, self.train_seconds = state["best"], state["train_seconds"]
+            self.memory.mib = state.get("peak_memory_mib")  # an earlier version wrote none
+        gc.collect()  # what an earlier stage or run left in reference cycles would count as this one's memory
+        self.memory.start()
         self._mark = time.perf_counter()
         self.trainer.train(num_epochs=self.stage.epochs)
         return self._finish()
@@ -108,24 +114,22 @@ class StageRun:
         )
         if self.best is None or value > self.best[self.figure]:
             self.best = {"stage": self.stage.name, "epoch": trainer.epochs_done, **ranked.figures}
-            checkpoint.save(
-                self.context.best,
-                {"models": {"trunk": trainer.best_weights().state_dict()}, "best": self.best},
-            )
+            checkpoint.save(self.context.best, {"models": self._weights(), "best": self.best})
 
     # -- saving ----------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
         state = {**self.trainer.state_dict(), "best": self.best, "train_seconds": self.train_seconds}
+        state["peak_memory_mib"] = self.memory.mib
         self.context.save(self.index, self.finished, state)
 
     def _finish(self) -> dict[str, Any]:
-        weights = self.trainer.best_weights().state_dict()
+        weights = self._weights()
         if self.best is None:
-            checkpoint.save(self.context.best, {"models": {"trunk": weights}, "best": None})
+            checkpoint.save(self.context.best, {"models": weights, "best": None})
         else:
-            weights = checkpoint.load(self.context.best)["models"]["trunk"]
-        self.trunk.load_state_dict(weights)
+            weights = checkpoint.load(self.context.best)["models"]
+        self.trunk.load_state_dict(weights["trunk"])
         summary = {
             "name": self.stage.name,
             "epochs": self.trainer.epochs_done,
@@ -133,6 +137,7 @@ class StageRun:
             "images_seen": self.trainer.images_seen,
             "wall_time_s": round(self.train_seconds, 1),
             "images_per_s": round(self.trainer.images_seen / max(self.train_seconds, 1e-9), 1),
+            "peak_memory_mib": self.memory.mib,
             "selection": self.best,
         }
         if counters := self.trainer.triplet_counters:
@@ -140,6 +145,14 @@ class StageRun:
         self.finished.append(summary)
         self.context.save(self.index + 1, self.finished, {"models": {"trunk": self.trunk.state_dict()}})
         return summary
+
+    def _weights(self) -> dict[str, Any]:
+        """The trunk's weights to keep, and those of the loss where it has some: a unit is of use after training."""
+        loss = self.trainer.loss_funcs.get("metric_loss")
+        weights = {"trunk": self.trainer.best_weights().state_dict()}
+        if loss is not None and any(True for _ in loss.parameters()):
+            weights["loss"] = loss.state_dict()
+        return weights
 
     # -- details ---------------------------------------------------------------------------------------------------
 
@@ -159,9 +172,11 @@ class StageRun:
 
     @contextmanager
     def _clock_stopped(self) -> Iterator[None]:
-        """Evaluating and saving are no training time."""
+        """Evaluating and saving are no training: neither their time nor their memory counts."""
         self._read_clock()
+        self.memory.stop()
         yield
+        self.memory.start()
         self._mark = time.perf_counter()
 
     def _embedding_model(self) -> nn.Module:

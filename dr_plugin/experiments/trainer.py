@@ -232,7 +232,11 @@ class StageTrainer(BaseTrainer):
         Raises:
             TrainingError: if a weight is not finite, so that no bad checkpoint replaces a good one.
         """
-        self._check_weights()
+        if (name := checkpoint.not_finite([*self.models.items(), *self.loss_funcs.items()])) is not None:
+            raise TrainingError(
+                f"{name} is not finite after step {self.steps_done}; the last good checkpoint is kept. "
+                "Lower the learning rate or set gradient_clip"
+            )
         stateful = hasattr(self.sampler, "state_dict")
         return {
             "models": {key: module.state_dict() for key, module in self.models.items()},
@@ -275,20 +279,6 @@ class StageTrainer(BaseTrainer):
         checkpoint.restore_generators(state["generators"]["global"], self.data_device)
 
     # -- details -------------------------------------------------------------------------------------------------
-
-    def _check_weights(self) -> None:
-        """See that every weight is finite; waits for the device once."""
-        modules = [*self.models.items(), *self.loss_funcs.items()]
-        weights = {
-            f"{key}.{name}": value for key, module in modules for name, value in module.named_parameters()
-        }
-        finite = torch.stack([torch.isfinite(value).all() for value in weights.values()])
-        if not finite.all():
-            name = next(name for name, good in zip(weights, finite.tolist(), strict=True) if not good)
-            raise TrainingError(
-                f"{name} is not finite after step {self.steps_done}; the last good checkpoint is kept. "
-                "Lower the learning rate or set gradient_clip"
-            )
 
     def _account(self) -> None:
         """Count the step and add up its loss on the device."""

@@ -45,6 +45,7 @@ class GoldenFeatures(BaseRelevance):
     (Unscaled, HOG's kernel gives most pairs of a class .5 to .7, and draws by r would be nearly uniform.)
 
     `weights` is one of
+
     - "equal";
     - "learned": those that best tell the classes of the fitted images apart, by max-margin: the w >= 0 that minimise
       mean_t max(0, 1 - w.(s(q, p) - s(q, n)))^2 + penalty |w|^2 over seeded triplets t, the query uniform over the

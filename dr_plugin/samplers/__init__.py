@@ -1,4 +1,4 @@
-"""Samplers: which images make the next batch. They are torch `BatchSampler`s over a data set's indices."""
+"""Samplers: which images make the next batch. Each is a torch `BatchSampler` over a data set's indices."""
 
 from dr_plugin.samplers.offline import OfflineTripletSampler
 from dr_plugin.samplers.reservoir import ReservoirTripletSampler

@@ -73,7 +73,7 @@ class PackagedTripletSampler(BatchSampler, ABC):
 
     @property
     def position(self) -> tuple[int, int]:
-        """The epoch that the next pass gives, and the batch it begins with: 0 but for a resumed epoch."""
+        """The epoch that the next pass gives, and the batch it begins with (0 but for a resumed epoch)."""
         return self._position
 
     def set_epoch(self, epoch: int, start_batch: int | None = None) -> None:

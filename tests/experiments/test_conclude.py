@@ -1,10 +1,12 @@
 """The end of a run: which images the report shows, and what it does where there are none."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from dr_plugin.experiments import conclude as conclude_module
 from dr_plugin.experiments.conclude import conclude
 from dr_plugin.experiments.context import Context
 from dr_plugin.experiments.data import RunData
@@ -83,3 +85,33 @@ def test_conclude_takes_queries_of_classes_with_val_images_only(concluded, blobs
     assert len(drawn) == 2
     queries = {name for name in blobs.class_names if f"query: {name}" in page}
     assert queries == {"colour 1", "colour 3"}
+
+
+def test_classes_figures_are_their_queries_and_what_they_are_taken_for():
+    queries = torch.tensor([0, 0, 2, 2])
+    neighbors = torch.tensor([[0, 1], [0, 0], [2, 1], [1, 1]])
+    precision, confusion = conclude_module._by_class(queries, neighbors, 3)
+    assert precision[[0, 2]].tolist() == [0.75, 0.25]
+    assert precision[1].isnan()
+    assert confusion[[0, 2]].tolist() == [[0.75, 0.25, 0.0], [0.0, 0.75, 0.25]]
+
+
+def test_very_many_classes_are_not_paired(concluded, monkeypatch):
+    """A matrix of 11,316 classes, those of Stanford Online Products, would take a gigabyte."""
+    monkeypatch.setattr(conclude_module, "_MOST_CONFUSED", 3)
+    metrics, page, _ = concluded(queries=1)
+    assert "Precision of every class" in page
+    assert 0 <= metrics["val"]["precision_at_3"] <= 1
+    _, confusion = conclude_module._by_class(torch.arange(4), torch.arange(4)[:, None], 4)
+    assert confusion.numel() == 0
+
+
+@pytest.mark.parametrize(("gallery", "notes"), [("val", 1), ("train", 0)])
+def test_classes_of_one_image_are_told_where_val_is_its_own_gallery(blobs, gallery, notes):
+    val = blobs.subset([0, 1, 12, 24, 25])  # one image of the second class
+    heard = []
+    recipe = SimpleNamespace(evaluation=SimpleNamespace(gallery=gallery))
+    reporter = SimpleNamespace(note=heard.append)
+    context = SimpleNamespace(data=SimpleNamespace(val=val), recipe=recipe, reporter=reporter)
+    conclude_module._note_lone_images(context)
+    assert [text.split(":")[0] for text in heard] == ["1 val images are the only ones of their class"] * notes

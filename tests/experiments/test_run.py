@@ -136,6 +136,8 @@ def test_run_leaves_all_that_it_takes_to_repeat_and_judge_it(whole, recipe_file)
         "baselines",
         "stages",
         "wall_time_s",
+        "peak_memory_mib",
+        "peak_memory_of",
         "name",
         "k",
     } == result.metrics.keys()

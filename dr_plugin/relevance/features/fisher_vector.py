@@ -49,7 +49,7 @@ class FisherVector(TransformerMixin, BaseEstimator):
         n_jobs: Processes, as everywhere in scikit-learn; None is 1, -1 all cores.
     Attributes:
         projection_: (128, dimension) float32; after `fit`, as all below.
-        offset_: (dimension,): x = descriptor @ projection_ + offset_.
+        offset_: (dimension,): `x = descriptor @ projection_ + offset_`.
         mixture_: scikit-learn's GaussianMixture of x.
     Shape:
         images (N, 3, H, W) uint8 (array, memory map or tensor) or an object with `len` and `batch(indices)` ->
