@@ -101,6 +101,74 @@ def make_rated_triplets() -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture(scope="session")
+def make_unpacked() -> Callable[..., Path]:
+    """Write small images as PML's data sets find them unpacked: ``make_unpacked("CUB", root, ...) -> root``.
+
+    The classes to train on have the first numbers of their split, as the real ones do, and so have the unseen ones. The
+    first image of each class has no colour, and sizes differ.
+    """
+
+    def make(
+        name: str, root: Path, classes: int = 4, unseen: int = 3, images: int = 6, size: int = 40
+    ) -> Path:
+        rng, root, first_unseen = np.random.default_rng(0), Path(root), {"CUB": 101, "Cars196": 99}
+        start = first_unseen.get(name, classes + 1)
+        numbers = [*range(1, classes + 1), *range(start, start + unseen)]
+        rows = []
+        for place, number in enumerate(numbers):
+            for i in range(images):
+                picture = Image.fromarray(_striped(rng, place, len(numbers), size + number % 3))
+                picture = picture.crop((0, 0, size, size + 5 * (i % 2) - 5)).convert("RGB" if i else "L")
+                rows.append((number, number >= start, _image_path(name, number, i, i < images // 2)))
+                (root / rows[-1][2]).parent.mkdir(parents=True, exist_ok=True)
+                picture.save(root / rows[-1][2])
+        _write_lists(name, root, rows)
+        return root
+
+    return make
+
+
+def _image_path(name: str, number: int, i: int, first_half: bool) -> str:
+    """Where a class's image lies below the root; Cars196 has the images of a class in two folders."""
+    if name == "CUB":
+        return f"CUB_200_2011/images/{number:03}.Bird_{number}/Bird_{number}_{i}.jpg"
+    if name == "Cars196":
+        return f"car_data/car_data/{'train' if first_half else 'test'}/Car {number}/{number:03}{i:02}.jpg"
+    return f"Stanford_Online_Products/{('sofa', 'lamp')[number % 2]}_final/{number}_{i}.JPG"
+
+
+def _write_lists(name: str, root: Path, rows: list[tuple[int, bool, str]]) -> None:
+    """The text files that name the images of a data set: (class number, whether unseen, path)."""
+    files: dict[str, list[str]] = {}
+    if name == "CUB":
+        files["CUB_200_2011/images.txt"] = [
+            f"{i} {path.removeprefix('CUB_200_2011/images/')}" for i, (_, _, path) in enumerate(rows, 1)
+        ]
+        files["CUB_200_2011/image_class_labels.txt"] = [
+            f"{i} {number}" for i, (number, _, _) in enumerate(rows, 1)
+        ]
+    elif name == "Cars196":
+        files["names.csv"] = [f"Car {number}" for number in range(1, 197)]
+        for part in ("train", "test"):
+            files[f"anno_{part}.csv"] = [
+                f"{Path(path).name},1,1,9,9,{number}" for number, _, path in rows if f"/{part}/" in path
+            ]
+    else:
+        for part in ("train", "test"):
+            lines = [
+                f"{i} {number} {1 + number % 2} {path.removeprefix('Stanford_Online_Products/')}"
+                for i, (number, unseen, path) in enumerate(rows, 1)
+                if unseen == (part == "test")
+            ]
+            files[f"Stanford_Online_Products/Ebay_{part}.txt"] = [
+                "image_id class_id super_class_id path",
+                *lines,
+            ]
+    for path, lines in files.items():
+        (root / path).write_text("\n".join(lines) + "\n")
+
+
 def _striped(rng: np.random.Generator, number: int, classes: int, size: int) -> np.ndarray:
     """One (size, size, 3) uint8 image of class ``number``."""
     turn = number / classes

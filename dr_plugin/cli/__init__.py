@@ -4,6 +4,7 @@ import click
 
 from dr_plugin import __version__
 
+from .comparing import compare
 from .evaluating import evaluate
 from .recipes import recipes
 from .reporters import PlainReporter, TerminalReporter
@@ -19,5 +20,5 @@ def main() -> None:
     """Deep Ranking on pytorch-metric-learning."""
 
 
-for command in (run, recipes, evaluate, search):
+for command in (run, recipes, compare, evaluate, search):
     main.add_command(command)

@@ -89,6 +89,8 @@ def _evaluate(
     for name, value in summary(figures):
         table.add_row(escape(name), value)
     console.print(table)
+    if "note" in figures:
+        click.echo(f"note: {figures['note']}")
     if output is not None:
         write_json(output, figures)
         click.echo(f"figures: {output}")

@@ -1,27 +1,27 @@
-"""``dr-run RECIPE``: one experiment, a sweep, or a table."""
+"""``dr-run RECIPE``: one experiment, a sweep, a comparison, or a table."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-from rich.markup import escape
-from rich.table import Table
 
 from dr_plugin import __version__
 
 from .errors import guarded, is_out_of_memory
-from .reporters import console, reporter
+from .figures import print_figures
+from .reporters import reporter
 
 if TYPE_CHECKING:  # else imported where they are used: they bring PyTorch, for which --help need not wait
     from dr_plugin.evaluation.table import TableResult
     from dr_plugin.evaluation.table_schema import TableRecipe
+    from dr_plugin.experiments.compare import ComparisonResult
     from dr_plugin.experiments.conclude import Result
     from dr_plugin.experiments.recipe import Recipe
     from dr_plugin.experiments.sweep import SweepResult
 
 
-def _free_folder(name: str) -> Path:
+def free_folder(name: str) -> Path:
     """runs/NAME, or runs/NAME-2 and so on where that is taken."""
     folder, number = Path("runs") / name, 1
     while folder.exists():
@@ -61,40 +61,57 @@ def _run(
     if check:
         click.echo(f"{loaded.name}: the recipe is good")
         return  # load_recipe has checked each point of a sweep
-    folder = resume or output or _free_folder(loaded.name)
-    click.echo(f"{loaded.name}: working in {folder}")
-    result = _experiment(loaded, folder, device, resume is not None)
-    _print(result.metrics)
+    folder = resume or output or free_folder(loaded.name)
+    work(loaded, folder, device, resume=resume is not None)
+
+
+def work(
+    recipe: "Recipe | TableRecipe",
+    folder: Path,
+    device: str | list[str],
+    *,
+    resume: bool,
+    again: str = "dr-run",
+) -> None:
+    """Run what the recipe asks for in the folder and show its figures; ``again`` is the command that goes on."""
+    click.echo(f"{recipe.name}: working in {folder}")
+    result = _experiment(recipe, folder, device, resume, again)
+    print_figures(result.metrics)
     click.echo(f"report: {result.report}")
 
 
 def _load(source: str | Path, overrides: tuple[str, ...] = ()) -> "Recipe | TableRecipe":
-    """The recipe of an experiment, a sweep or a table."""
+    """The recipe of an experiment, a sweep, a comparison or a table."""
     from dr_plugin.evaluation.table_recipe import is_table, load_table
     from dr_plugin.experiments.recipe import load_recipe
 
     return load_table(source, overrides) if is_table(source) else load_recipe(source, overrides)
 
 
-def _runner(recipe: "Recipe | TableRecipe") -> Callable[..., "Result | SweepResult | TableResult"]:
+def _runner(
+    recipe: "Recipe | TableRecipe",
+) -> Callable[..., "Result | SweepResult | ComparisonResult | TableResult"]:
     from dr_plugin.evaluation.table import run_table
     from dr_plugin.evaluation.table_schema import TableRecipe
+    from dr_plugin.experiments.compare import run_comparison
     from dr_plugin.experiments.run import run_experiment
     from dr_plugin.experiments.sweep import run_sweep
 
     if isinstance(recipe, TableRecipe):
         return run_table
+    if recipe.compare is not None:
+        return run_comparison
     return run_experiment if recipe.sweep is None else run_sweep
 
 
 def _experiment(
-    recipe: "Recipe | TableRecipe", folder: Path, device: str, resume: bool
-) -> "Result | SweepResult | TableResult":
+    recipe: "Recipe | TableRecipe", folder: Path, device: str | list[str], resume: bool, again: str
+) -> "Result | SweepResult | ComparisonResult | TableResult":
     """Run what the recipe asks for; where it is cut off from outside, say how to go on."""
     from dr_plugin.experiments.trainer import TrainingError
 
     def hint() -> str:
-        return f"; go on with: dr-run --resume {folder}" if (folder / "recipe.yaml").exists() else ""
+        return f"; go on with: {again} --resume {folder}" if (folder / "recipe.yaml").exists() else ""
 
     try:
         with reporter() as shown:
@@ -109,61 +126,6 @@ def _experiment(
             f"out of memory ({reason}): start anew with a smaller batch_size or evaluation.batch_size, or free memory"
             f"{hint()}"
         ) from error
-
-
-def _print(metrics: dict[str, Any]) -> None:
-    """The figures, as suits an experiment, a sweep or a table."""
-    show = _print_points if "points" in metrics else _print_rows if "rows" in metrics else _print_figures
-    show(metrics)
-
-
-def _print_rows(metrics: dict[str, Any]) -> None:
-    from dr_plugin.evaluation.table_report import interval
-
-    k = metrics["k"]
-    table = Table(title=f"{metrics['name']}: similarity precision")
-    table.add_column("model")
-    for title in ("precision", "95% interval", "paper", f"score at top {k}, own pool", f"top {k} of all"):
-        table.add_column(title, justify="right")
-    table.add_column("learned from")
-    for row in metrics["rows"]:
-        found, paper = row["similarity_precision"], row["paper"] or {}
-        table.add_row(
-            escape(row["name"]),
-            f"{found['value']:.1%}",
-            interval(found),
-            f"{paper['similarity_precision']:.1%}" if paper else "",
-            f"{row[f'score_at_top_{k}']['score']:,}",
-            f"{row[f'score_at_top_{k}_of_all']['score']:,}",
-            escape(row["seen"]),
-        )
-    console.print(table)
-
-
-def _print_figures(metrics: dict[str, Any]) -> None:
-    k = metrics["k"]
-    table = Table(title=f"{metrics['name']}: precision at {k}")
-    table.add_column("what")
-    table.add_column(f"P@{k}", justify="right")
-    rows = {"val": metrics["val"], "train (without itself)": metrics.get("train")}
-    rows |= {f"val, {name}": figures for name, figures in metrics["baselines"].items()}
-    for name, figures in rows.items():
-        if figures is not None:
-            table.add_row(name, f"{figures[f'precision_at_{k}']:.4f}")
-    console.print(table)
-
-
-def _print_points(metrics: dict[str, Any]) -> None:
-    from dr_plugin.experiments.sweep_report import level
-
-    table = Table(title=f"{metrics['name']}: mean ± standard deviation over the seeds")
-    table.add_column("point")
-    for figure in metrics["figures"]:
-        table.add_column(escape(figure), justify="right")
-    for row in metrics["points"]:
-        figures = (level(row["figures"][figure]) for figure in metrics["figures"])
-        table.add_row(escape(row["label"]), *figures)
-    console.print(table)
 
 
 @click.command(name="run")
@@ -188,5 +150,8 @@ def run(
     resume: Path | None,
     check: bool,
 ) -> None:
-    """Run the experiment, sweep or table of RECIPE: a YAML file, or the name of a recipe that came with the package."""
+    """Run the experiment, sweep, comparison or table of RECIPE.
+
+    RECIPE is a YAML file, or the name of a recipe that came with the package.
+    """
     guarded(lambda: _run(recipe, overrides, device, output, resume, check))

@@ -28,7 +28,8 @@ if TYPE_CHECKING:  # else imported where it is used: it brings PyTorch, for whic
     "--gallery",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Search all images below this folder; the run's training images where not given.",
+    help="Search all images below this folder; where not given, the run's training images or, under "
+    "evaluation.gallery: val, those of its unseen classes.",
 )
 @click.option("-k", "--k", default=10, show_default=True, help="Images for each query.")
 @click.option(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import recipe_file, shipped
+from .compare_plan import plan_variants
 from .problems import RecipeError
 from .schema import (
     Augment,
@@ -54,6 +55,8 @@ def load_recipe(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     document = recipe_file.override(recipe_file.read(path), overrides)
     document.data = {"name": path.stem, **document.data}
     recipe = validated(document)
-    if recipe.sweep is not None:
+    if recipe.compare is not None:
+        plan_variants(recipe, document)  # finds what is wrong with any of them
+    elif recipe.sweep is not None:
         plan(recipe, document)  # finds what is wrong with any of its points
     return recipe

@@ -29,6 +29,14 @@ from .report_findings import confusions, findings, weakest
 __all__ = ["Neighbor", "RankedExample", "ReportData", "write_report"]
 
 BASELINES = {"untrained": "Untrained trunk", "pixels": "Raw pixels", "hog": "HOG descriptor"}
+GALLERIES = {  # by evaluation.gallery: what val ranks, in a sentence, in a remark, and as images
+    "train": ("", "queries from val, gallery train", "training images"),
+    "val": (
+        "No class of val was trained on; each val image ranks all the others. ",
+        "each val image against the others, no class of which was trained on",
+        "other val images",
+    ),
+}
 ROWS = 10  # of the weakest classes and of the confusions
 
 
@@ -76,9 +84,13 @@ def page_templates(package: str = "dr_plugin.experiments") -> jinja2.Environment
 def _context(data: ReportData, files: dict[str, bytes]) -> dict[str, Any]:
     """What the templates show; every drawing goes into `files` under its name in the context."""
     names, k = text.display_names(data.class_names), data.metrics["k"]
+    protocol, _, gallery = GALLERIES[data.metrics.get("gallery", "train")]
     return {
         "name": data.name,
         "k": k,
+        "protocol": protocol,
+        "gallery": gallery,
+        "rerank": data.metrics.get("rerank"),
         "not_measured": text.NOT_MEASURED,
         "headline": _headline(data.metrics),
         "precision": _precision_table(data.metrics),
@@ -110,8 +122,9 @@ def _headline(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     stages = metrics.get("stages") or []
     seen, seconds = (sum(stage.get(part) or 0 for stage in stages) for part in ("images_seen", "wall_time_s"))
     chosen = f"stage {selection['stage']}, epoch {selection['epoch']}" if "epoch" in selection else ""
+    remark = GALLERIES[metrics.get("gallery", "train")][1]
     return [
-        (f"Val {label}", text.percent(val.get(key)), "queries from val, gallery train"),
+        (f"Val {label}", text.percent(val.get(key)), remark),
         (f"Train {label}", text.percent(train.get(key)), "train against train, without itself"),
         (f"Selection {label}", text.percent(selection.get(key)), chosen),
         ("Best baseline", text.percent(measured.get(best)), BASELINES.get(best, best)),
@@ -124,6 +137,9 @@ def _precision_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Rows of (system, queries, figures), the model's and the usual baselines' even when not measured."""
     baselines = metrics.get("baselines") or {}
     rows = [("This model", part, metrics.get(part) or {}) for part in ("val", "train")]
+    if "val_reranked" in metrics:
+        system = f"This model, {metrics['rerank']} nearest re-ranked"
+        rows.insert(1, (system, "val", metrics["val_reranked"]))
     for name in dict.fromkeys([*BASELINES, *baselines]):
         rows.append((BASELINES.get(name, name), "val", baselines.get(name) or {}))
     first = f"precision_at_{metrics['k']}"

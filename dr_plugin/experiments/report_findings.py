@@ -46,6 +46,11 @@ def _gap(metrics: Mapping[str, Any], key: str) -> str | None:
         return None
     gap = train - val
     figures = f"Precision is {percent(train)} on train and {percent(val)} on val"
+    if metrics.get("gallery") == "val":
+        return (
+            f"{figures}. The two are of different classes in galleries of different sizes: their difference tells what "
+            "training on a class is worth together with how hard the classes are, and not over-fitting alone."
+        )
     if gap > NOTABLE:
         return (
             f"{figures}, a gap of {100 * gap:.1f} points. The network ranks the images it was trained on "

@@ -41,6 +41,40 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def level(item: Mapping[str, Any]) -> str:
+    """The mean and, from two seeds on, the standard deviation."""
+    if item["mean"] is None:
+        return NOT_MEASURED
+    spread = "" if item["std"] is None else f" ± {_decimal(item['std'], item['mean'])}"
+    return f"{_decimal(item['mean'], item['mean'])}{spread} (n = {item['n']})"
+
+
+def deviation(difference: Mapping[str, Any] | None, size: float | None = None) -> str:
+    """A mean difference, with its sign and the digits of ``size`` or its own; a dash where there is none."""
+    if difference is None:
+        return DASH
+    if difference["mean"] is None:
+        return NOT_MEASURED
+    return _decimal(difference["mean"], size or difference["mean"], sign="+")
+
+
+def interval(difference: Mapping[str, Any] | None, size: float | None = None) -> str:
+    """The interval of a difference, with the digits of ``size`` or its own; a dash where there is none."""
+    if difference is None or difference["low"] is None:
+        return DASH
+    size = size or max(abs(difference["low"]), abs(difference["high"]))
+    low, high = (_decimal(difference[end], size, sign="+") for end in ("low", "high"))
+    return f"{low} to {high}"
+
+
+def _decimal(value: float, size: float, sign: str = "") -> str:
+    """Four decimals for shares and the like, fewer for larger figures, few digits for tiny ones."""
+    if 0 < abs(size) < 1e-3:
+        return f"{value:{sign}.2e}"
+    digits = 4 if abs(size) < 10 else 2 if abs(size) < 1000 else 1
+    return f"{value:{sign},.{digits}f}"
+
+
 def markdown(text: object) -> str:
     """The text as it must stand in Markdown, also in a table's cell, to be read unchanged."""
     return re.sub(r"([\\`*_~|\[\]])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))

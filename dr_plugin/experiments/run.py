@@ -39,9 +39,9 @@ def run_experiment(
         ValueError: if the folder, device or data do not fit.
         TrainingError: if the loss or a weight is no longer finite.
     """
-    if recipe.sweep is not None:
+    if recipe.kind != "experiment":
         raise RecipeError(
-            f"{recipe.name}: sweep: got a sweep, expected one experiment; run_sweep runs sweeps"
+            f"{recipe.name}: got a {recipe.kind}, expected one experiment; run_{recipe.kind} runs {recipe.kind}s"
         )
     reporter = reporter or SilentReporter()
     chosen = pick_device(device)
@@ -66,6 +66,16 @@ def run_experiment(
     finally:
         torch.backends.cudnn.benchmark = benchmark
         journal.close()
+
+
+def run_folder(folder: Path, name: str, seed: int) -> Path:
+    """The folder of the run of this name with this seed."""
+    return folder / "runs" / f"{name}-seed{seed}"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run came to its end, which is its report."""
+    return (folder / "metrics.json").is_file() and (folder / "report" / "report.html").is_file()
 
 
 def _checked_folder(folder: Path, resume: bool) -> dict[str, Any] | None:

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from . import recipe_file
@@ -99,28 +98,10 @@ def plan(recipe: Recipe, document: Document) -> list[Point]:
         drafts.append(draft)
     problems += _misfits(recipe, sweep)
     if not lines:
-        problems += _unmeasured(sweep, [draft.recipe for draft in drafts])
+        problems += unmeasured(sweep.figures or [], [draft.recipe for draft in drafts], ("sweep", "figures"))
     if lines or problems:
         raise RecipeError(*dict.fromkeys([*document.error(problems).lines, *lines]))
     return _named(drafts, recipe)
-
-
-def shared_recipe(recipe: Recipe, seed: int) -> Recipe:
-    """The stages that all points have in common, as a recipe; their figures are of no interest by themselves."""
-    number = _sweep(recipe).shared_stages
-    evaluation = recipe.evaluation.model_copy(update={"baselines": [], "train": False})
-    changes = {"name": f"{recipe.name}-shared-seed{seed}", "seed": seed, "evaluation": evaluation}
-    return recipe.model_copy(update={**changes, "stages": recipe.stages[:number], "sweep": None})
-
-
-def run_folder(folder: Path, point: Point, seed: int) -> Path:
-    """The folder of a point's run with this seed."""
-    return folder / "runs" / f"{point.name}-seed{seed}"
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether a run came to its end, which is its report."""
-    return (folder / "metrics.json").is_file() and (folder / "report" / "report.html").is_file()
 
 
 def figures_of(recipe: Recipe) -> list[str]:
@@ -202,14 +183,14 @@ def _misfits(recipe: Recipe, sweep: Sweep) -> list[Problem]:
     return problems
 
 
-def _unmeasured(sweep: Sweep, recipes: Sequence[Recipe]) -> list[Problem]:
-    """Figures of the usual parts of metrics.json that none of the recipes asks for."""
+def unmeasured(figures: Sequence[str], recipes: Sequence[Recipe], key: Key) -> list[Problem]:
+    """Figures of the usual parts of metrics.json that none of the recipes asks for; ``key`` is where they stand."""
     problems = []
-    for i, figure in enumerate(sweep.figures or []):
+    for i, figure in enumerate(figures):
         if any(_may_measure(recipe, figure) for recipe in recipes):
             continue
         text = f"expected such as val.precision_at_{recipes[0].evaluation.k}, as evaluation asks for"
-        problems.append(Problem(("sweep", "figures", i), f"got {got(figure)}, {text}"))
+        problems.append(Problem((*key, i), f"got {got(figure)}, {text}"))
     return problems
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from dr_plugin.atomic import replacing, write_json, write_text
 
 from .report import page_templates
-from .report_text import DASH, NOT_MEASURED, duration, number
+from .report_text import NOT_MEASURED, deviation, duration, interval, level, number
 from .sweep_figures import sweep_png
 
 
@@ -20,7 +20,7 @@ def write_sweep_report(folder: Path, table: dict[str, Any]) -> Path:
     """
     picture = sweep_png(table)
     templates = page_templates()
-    templates.filters |= {"level": level, "deviation": _deviation, "interval": _interval}
+    templates.filters |= {"level": level, "deviation": deviation, "interval": interval}
     context = {
         **table,
         "finished": sum(len(row["runs"]) for row in table["points"]),
@@ -46,37 +46,3 @@ def _row(row: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
     runs = f"{len(row['runs'])} of {len(table['seeds'])}"
     speed, time = number(row["images_per_s"]["mean"]), duration(row["wall_time_s"]["mean"])
     return {**row, "done": runs, "speed": speed, "time": time}
-
-
-def level(item: dict[str, Any]) -> str:
-    """The mean and, from two seeds on, the standard deviation."""
-    if item["mean"] is None:
-        return NOT_MEASURED
-    deviation = "" if item["std"] is None else f" ± {_decimal(item['std'], item['mean'])}"
-    return f"{_decimal(item['mean'], item['mean'])}{deviation} (n = {item['n']})"
-
-
-def _deviation(difference: dict[str, Any] | None) -> str:
-    """A difference to the first point, with its sign."""
-    if difference is None:
-        return DASH
-    if difference["mean"] is None:
-        return NOT_MEASURED
-    return _decimal(difference["mean"], difference["mean"], sign="+")
-
-
-def _interval(difference: dict[str, Any] | None) -> str:
-    """The interval of a difference; a dash where there is none."""
-    if difference is None or difference["low"] is None:
-        return DASH
-    size = max(abs(difference["low"]), abs(difference["high"]))
-    low, high = (_decimal(difference[end], size, sign="+") for end in ("low", "high"))
-    return f"{low} to {high}"
-
-
-def _decimal(value: float, size: float, sign: str = "") -> str:
-    """Four decimals for shares and the like, fewer for larger figures, few digits for tiny ones."""
-    if 0 < abs(size) < 1e-3:
-        return f"{value:{sign}.2e}"
-    digits = 4 if abs(size) < 10 else 2 if abs(size) < 1000 else 1
-    return f"{value:{sign},.{digits}f}"

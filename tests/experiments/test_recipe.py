@@ -200,8 +200,8 @@ def test_strange_file_name_is_one_line(name: str) -> None:
             "seed: 3",
             "sed: 3",
             "x.yaml:2: sed: got 3, expected one of name, seed, precision, channels_last, compile, "
-            "tensorboard, data, relevance, trunk, stages, evaluation, report, checkpoint, limits, sweep; "
-            "did you mean seed?",
+            "tensorboard, data, relevance, trunk, stages, evaluation, report, checkpoint, limits, sweep, "
+            "compare; did you mean seed?",
         ),
         ("seed: 3", "seed: -1", "x.yaml:2: seed: got -1, expected at least 0"),
         ("seed: 3", "seed: 3.0", "x.yaml:2: seed: got 3.0, expected a whole number"),
@@ -432,7 +432,7 @@ def test_set_later_wins() -> None:
         (
             "data.augmnt.pixel_shift=1",
             '--set data.augmnt.pixel_shift=1: data.augmnt: got {"pixel_shift": 1}, expected '
-            "one of dataset, classes, selection, image_size, packed_size, cache, augment, "
+            "one of dataset, classes, unseen_classes, selection, image_size, packed_size, cache, augment, "
             "normalize; did you mean augment?",
         ),
         (

@@ -111,7 +111,7 @@ def test_names_are_concrete_classes_of_the_kind(kind: str) -> None:
         (
             "miner",
             "UniformTripletMinr",
-            r"got \"UniformTripletMinr\", expected one of ReservoirTripletMiner, UniformTripletMiner, Angular",
+            r"got \"UniformTripletMinr\", expected one of HardQuadrupletMiner, RankedNegativeMiner, Reservoir",
         ),
         ("miner", "uniformtripletminer", r"did you mean UniformTripletMiner\?$"),
         ("miner", "TripletMarginLoss", "expected one of"),

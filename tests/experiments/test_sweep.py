@@ -9,12 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from dr_plugin.experiments import checkpoint, recipe_file, report_figures, run, stage, sweep, sweep_figures
+from dr_plugin.experiments import (
+    checkpoint,
+    recipe_file,
+    report_figures,
+    run,
+    series,
+    series_run,
+    stage,
+    sweep,
+    sweep_figures,
+)
 from dr_plugin.experiments.recipe import RecipeError, load_recipe
 from dr_plugin.experiments.report_figures import image_png
-from dr_plugin.experiments.run import run_experiment
+from dr_plugin.experiments.run import is_finished, run_experiment
 from dr_plugin.experiments.sweep import run_sweep
-from dr_plugin.experiments.sweep_plan import is_finished, plan
+from dr_plugin.experiments.sweep_plan import plan
 from dr_plugin.experiments.trainer import TrainingError
 
 RECIPE = """\
@@ -287,8 +297,10 @@ def interrupt_at(monkeypatch, module, name, call):
         lambda patch: interrupt_after(patch, 3),  # in the shared stage
         lambda patch: interrupt_after(patch, 10 + 10 + 3),  # in the second point
         lambda patch: interrupt_at(patch, run, "conclude", 2),  # the first point's evaluation
-        lambda patch: interrupt_at(patch, sweep, "replacing", 2),  # between the two files that are copied
-        lambda patch: interrupt_at(patch, sweep, "write_text", 2),  # before a new folder's recipe
+        lambda patch: interrupt_at(
+            patch, series_run, "replacing", 2
+        ),  # between the two files that are copied
+        lambda patch: interrupt_at(patch, series_run, "write_text", 1),  # before a new folder's recipe
         lambda patch: interrupt_at(patch, sweep, "write_sweep_report", 1),
         lambda patch: interrupt_at(patch, run, "write_text", 1),  # before a run's recipe
     ],
@@ -357,8 +369,8 @@ def test_what_a_kill_leaves_behind_is_cleared(swept, recipe_path, tmp_path):
 
 def test_resume_runs_nothing_that_is_finished(swept, monkeypatch):
     folder, _, result = swept
-    monkeypatch.setattr(sweep, "run_experiment", None)
-    monkeypatch.setattr(sweep, "load_data", None)
+    monkeypatch.setattr(series_run, "run_experiment", None)
+    monkeypatch.setattr(series, "load_data", None)
     again = run_sweep(load_recipe(folder / "recipe.yaml"), folder, device="cpu", resume=True)
     assert again.metrics == result.metrics
 
@@ -421,7 +433,7 @@ def test_folder_in_use_is_refused_and_left_alone(recipe_path, tmp_path):
 
 def test_resume_with_another_recipe_is_refused(swept, monkeypatch):
     folder = swept[0]
-    monkeypatch.setattr(sweep, "run_experiment", None)
+    monkeypatch.setattr(series_run, "run_experiment", None)
     other = load_recipe(folder / "recipe.yaml", ["stages.0.epochs=3"])
     with pytest.raises(RecipeError, match=r"gap=0\.1-seed4 was made by another recipe"):
         run_sweep(other, folder, device="cpu", resume=True)

@@ -6,7 +6,8 @@ import pytest
 
 from dr_plugin.experiments import recipe_file
 from dr_plugin.experiments.recipe import Recipe, RecipeError, load_recipe
-from dr_plugin.experiments.sweep_plan import MOST_POINTS, Point, figures_of, plan, shared_recipe
+from dr_plugin.experiments.series_run import shared_recipe
+from dr_plugin.experiments.sweep_plan import MOST_POINTS, Point, figures_of, plan
 
 RECIPE = """\
 data:
@@ -121,7 +122,7 @@ def test_seeded_recipe_differs_in_seed_and_name_alone() -> None:
 
 def test_shared_recipe_is_the_first_stages_without_the_cost_of_figures() -> None:
     recipe = load(RECIPE, "evaluation={k: 5, baselines: [hog]}")
-    shared = shared_recipe(recipe, 5)
+    shared = shared_recipe(recipe, 1, 5)
     assert (shared.name, shared.seed, shared.sweep) == ("x-shared-seed5", 5, None)
     assert shared.stages == recipe.stages[:1]
     assert (shared.evaluation.k, shared.evaluation.baselines, shared.evaluation.train) == (5, [], False)

@@ -15,7 +15,9 @@ from PIL import Image
 
 from dr_plugin.experiments import sweep_figures, sweep_report
 from dr_plugin.experiments.recipe import Recipe, load_recipe
-from dr_plugin.experiments.sweep_plan import Point, run_folder
+from dr_plugin.experiments.report_text import level
+from dr_plugin.experiments.run import run_folder
+from dr_plugin.experiments.sweep_plan import Point
 from dr_plugin.experiments.sweep_report import write_sweep_report
 from dr_plugin.experiments.sweep_table import summarise
 
@@ -44,7 +46,7 @@ def recipe(*figures: str, seeds: tuple[int, ...] = (0, 1, 2), shared: int = 0) -
 
 def finish(folder: Path, point: Point, seed: int, value: Any, **metrics: Any) -> None:
     """Write what a finished run leaves."""
-    run = run_folder(folder, point, seed)
+    run = run_folder(folder, point.name, seed)
     (run / "report").mkdir(parents=True)
     (run / "report" / "report.html").write_text("done")
     stages = [
@@ -142,7 +144,7 @@ def test_figure_is_any_key_of_the_metrics(tmp_path: Path, figure: str, value: fl
 
 
 def test_run_without_its_report_is_not_finished(sweep: Path) -> None:
-    (run_folder(sweep, UNIFORM, 0) / "report" / "report.html").unlink()
+    (run_folder(sweep, UNIFORM.name, 0) / "report" / "report.html").unlink()
     row = summarise(recipe(), POINTS, sweep, {})["points"][3]
     assert (row["runs"], row["figures"]["val.precision_at_5"]["n"]) == ({}, 0)
 
@@ -235,7 +237,7 @@ def test_labels_are_escaped(tmp_path: Path) -> None:
     ],
 )
 def test_figures_of_any_size_are_readable(mean: float, std: float, shown: str) -> None:
-    assert sweep_report.level({"n": 2, "mean": mean, "std": std}) == shown
+    assert level({"n": 2, "mean": mean, "std": std}) == shown
 
 
 def test_failure_leaves_the_files_as_they_were(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
