@@ -30,7 +30,7 @@ PUBLIC = {
         "refuse_rated",
         "write_shards",
     ],
-    "losses": ["CrossBatchMemory", "DeepRankingLoss", "ReservoirMemory"],
+    "losses": ["CrossBatchMemory", "DeepRankingLoss", "LRMLLoss", "PDDMLoss", "PDDMUnit", "ReservoirMemory"],
     "metrics": [
         "ApproximateKNN",
         "ExactKNN",
@@ -52,6 +52,7 @@ PUBLIC = {
         "precision_at_k",
         "recall_at_k",
         "recalls_at_k",
+        "rerank",
         "save_index",
         "scaled_k",
         "score_at_top_k",
@@ -60,7 +61,7 @@ PUBLIC = {
         "triplet_ranks",
         "triplets_right",
     ],
-    "miners": ["ReservoirTripletMiner", "UniformTripletMiner"],
+    "miners": ["HardQuadrupletMiner", "RankedNegativeMiner", "ReservoirTripletMiner", "UniformTripletMiner"],
     "relevance": [
         "BaseRelevance",
         "FeatureRelevance",
@@ -106,8 +107,11 @@ def test_package_carries_types_recipes_and_templates():
     templates = {
         path.name for room in ("experiments", "evaluation") for path in (package / room).glob("*.jinja")
     }
-    pages = {f"{name}.{kind}.jinja" for name in ("report", "sweep", "table") for kind in ("html", "md")}
-    assert templates == pages | {"sweep_notes.jinja", "table_notes.jinja"}
+    pages = {
+        f"{name}.{kind}.jinja" for name in ("report", "sweep", "compare", "table") for kind in ("html", "md")
+    }
+    notes = {f"{name}_notes.jinja" for name in ("sweep", "compare", "table")}
+    assert templates == pages | notes | {"page_style.jinja"}
     assert (package / "datasets" / "rated_fingerprints.npz").stat().st_size < 120_000
 
 
