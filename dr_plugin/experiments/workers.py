@@ -90,15 +90,18 @@ def _work(
 
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """Ctrl-C reaches all processes of a terminal: those started now ignore it, and are stopped by who started them."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set a handler
+    """Ctrl-C reaches all processes of a terminal: those started now never see it, who starts them sees it after.
+
+    They inherit the blocked signal, and are stopped by who started them.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent() -> None:

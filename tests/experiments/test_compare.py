@@ -284,7 +284,10 @@ def test_ctrl_c_ends_all_processes_in_one_line(recipe_path, tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    errors = process.communicate(timeout=120)[1].decode()
+    try:
+        errors = process.communicate(timeout=120)[1].decode()
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert errors.split() == f"interrupted; go on with: dr compare --resume {folder}".split()
     while group_is_alive(process.pid):  # multiprocessing's resource tracker ends a moment later

@@ -5,12 +5,21 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from dr_plugin.experiments.recipe import RecipeError
 from dr_plugin.experiments.workers import Worker, first_done
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _importable_in_workers(monkeypatch):
+    """A worker imports this module by its name; what is installed still goes before the checkout."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
 
 
 def told(text, device, reporter):
