@@ -30,7 +30,15 @@ PUBLIC = {
         "refuse_rated",
         "write_shards",
     ],
-    "losses": ["CrossBatchMemory", "DeepRankingLoss", "LRMLLoss", "PDDMLoss", "PDDMUnit", "ReservoirMemory"],
+    "losses": [
+        "CrossBatchMemory",
+        "DeepRankingLoss",
+        "GatheredLoss",
+        "LRMLLoss",
+        "PDDMLoss",
+        "PDDMUnit",
+        "ReservoirMemory",
+    ],
     "metrics": [
         "ApproximateKNN",
         "ExactKNN",

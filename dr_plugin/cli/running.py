@@ -1,6 +1,7 @@
 """``dr-run RECIPE``: one experiment, a sweep, a comparison, or a table."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from dr_plugin import __version__
 
 from .errors import guarded, is_out_of_memory
 from .figures import print_figures
+from .launching import is_restart, launch, may_restart
 from .reporters import reporter
 
 if TYPE_CHECKING:  # else imported where they are used: they bring PyTorch, for which --help need not wait
@@ -37,7 +39,69 @@ def _run(
     output: Path | None,
     resume: Path | None,
     check: bool,
+    processes: int | None,
+    restarts: int,
 ) -> None:
+    loaded = _checked(recipe, overrides, output, resume)
+    if check:
+        click.echo(f"{loaded.name}: the recipe is good")
+        return  # load_recipe has checked each point of a sweep
+    if processes is not None:
+        _launch(processes, restarts, loaded, recipe, overrides, device, output, resume)
+        return
+    from dr_plugin import distributed
+
+    with distributed.joined():
+        _check_alone(loaded, distributed.world_size())
+        if may_restart() and output is None and resume is None:
+            raise ValueError(
+                "--output: got none under torchrun --max-restarts, expected the run's folder to go on in"
+            )
+        folder = resume or output or distributed.from_first(free_folder(loaded.name))
+        again = is_restart() and (folder / "recipe.yaml").is_file()
+        if again and resume is None:
+            _see_same(folder, loaded, recipe)
+        work(loaded, folder, device, resume=again or resume is not None)
+
+
+def _launch(
+    processes: int,
+    restarts: int,
+    loaded: "Recipe | TableRecipe",
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    device: str,
+    output: Path | None,
+    resume: Path | None,
+) -> None:
+    """The same command on several processes, in a folder that all of them know."""
+    _check_alone(loaded, processes)
+    folder = resume or output or free_folder(loaded.name)
+    arguments = ["--device", device]
+    if resume is None:
+        arguments += ["--output", str(folder), *(f"--set={one}" for one in overrides)]
+        arguments += ["--", str(recipe)]
+    else:
+        arguments += ["--resume", str(resume)]
+    launch(processes, restarts, arguments, f"go on with: dr-run --nproc {processes} --resume {folder}")
+
+
+def _check_alone(recipe: "Recipe | TableRecipe", processes: int) -> None:
+    """See that what is to be run on several processes is one experiment."""
+    from dr_plugin.evaluation.table_schema import TableRecipe
+    from dr_plugin.experiments.recipe import RecipeError
+
+    kind = "table" if isinstance(recipe, TableRecipe) else recipe.kind
+    if processes > 1 and kind != "experiment":
+        raise RecipeError(
+            f"{recipe.name}: got a {kind} on {processes} processes, expected one experiment: run it without --nproc"
+        )
+
+
+def _checked(
+    recipe: str | None, overrides: tuple[str, ...], output: Path | None, resume: Path | None
+) -> "Recipe | TableRecipe":
+    """The recipe to run, once the options are seen to suit each other."""
     from dr_plugin.experiments.recipe import RecipeError
 
     if resume is not None and (overrides or output is not None):
@@ -51,18 +115,21 @@ def _run(
     if resume is not None and not (resume / "recipe.yaml").is_file():
         raise RecipeError(f"--resume: {resume} holds no recipe.yaml, expected the folder of an earlier run")
     if resume is None:
-        loaded = _load(str(recipe), overrides)
-    else:
-        loaded = _load(resume / "recipe.yaml")
-        if recipe is not None and _load(recipe) != loaded:
-            raise RecipeError(
-                f"--resume: {resume} was made by another recipe than {recipe}; leave the recipe out to go on"
-            )
-    if check:
-        click.echo(f"{loaded.name}: the recipe is good")
-        return  # load_recipe has checked each point of a sweep
-    folder = resume or output or free_folder(loaded.name)
-    work(loaded, folder, device, resume=resume is not None)
+        return _load(str(recipe), overrides)
+    loaded = _load(resume / "recipe.yaml")
+    if recipe is not None:
+        _see_same(resume, _load(recipe), recipe)
+    return loaded
+
+
+def _see_same(folder: Path, loaded: "Recipe | TableRecipe", source: str | None) -> None:
+    """See that the folder's run is of this recipe."""
+    from dr_plugin.experiments.recipe import RecipeError
+
+    if _load(folder / "recipe.yaml") != loaded:
+        raise RecipeError(
+            f"--resume: {folder} was made by another recipe than {source}; leave the recipe out to go on"
+        )
 
 
 def work(
@@ -74,6 +141,11 @@ def work(
     again: str = "dr-run",
 ) -> None:
     """Run what the recipe asks for in the folder and show its figures; ``again`` is the command that goes on."""
+    from dr_plugin.distributed import is_first
+
+    if not is_first():
+        _experiment(recipe, folder, device, resume, again)
+        return
     click.echo(f"{recipe.name}: working in {folder}")
     result = _experiment(recipe, folder, device, resume, again)
     print_figures(result.metrics)
@@ -108,17 +180,20 @@ def _experiment(
     recipe: "Recipe | TableRecipe", folder: Path, device: str | list[str], resume: bool, again: str
 ) -> "Result | SweepResult | ComparisonResult | TableResult":
     """Run what the recipe asks for; where it is cut off from outside, say how to go on."""
+    from dr_plugin.distributed import is_first, lost_another
     from dr_plugin.experiments.trainer import TrainingError
 
     def hint() -> str:
         return f"; go on with: {again} --resume {folder}" if (folder / "recipe.yaml").exists() else ""
 
     try:
-        with reporter() as shown:
+        with reporter() if is_first() else nullcontext() as shown:
             return _runner(recipe)(recipe, folder, device=device, resume=resume, reporter=shown)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted{hint()}") from None
     except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and lost_another(error):
+            raise TrainingError(f"another process of this run is gone{hint()}") from error
         if not is_out_of_memory(error):
             raise
         reason = " ".join(str(error).splitlines()[:1]) or type(error).__name__
@@ -141,6 +216,21 @@ def _experiment(
     "--resume", type=click.Path(path_type=Path), metavar="DIR", help="Go on with an interrupted run."
 )
 @click.option("--check", is_flag=True, help="Only check the recipe; touch no data.")
+@click.option(
+    "--nproc",
+    "processes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Train on N processes of this machine, by torchrun.",
+)
+@click.option(
+    "--max-restarts",
+    "restarts",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="With --nproc: go on from the last checkpoint so often where a process is lost.",
+)
 @click.version_option(__version__, package_name="dr-plugin")
 def run(
     recipe: str | None,
@@ -149,9 +239,11 @@ def run(
     output: Path | None,
     resume: Path | None,
     check: bool,
+    processes: int | None,
+    restarts: int,
 ) -> None:
     """Run the experiment, sweep, comparison or table of RECIPE.
 
     RECIPE is a YAML file, or the name of a recipe that came with the package.
     """
-    guarded(lambda: _run(recipe, overrides, device, output, resume, check))
+    guarded(lambda: _run(recipe, overrides, device, output, resume, check, processes, restarts))

@@ -30,6 +30,14 @@ class Boxes(NamedTuple):
     width: Tensor
 
 
+class _Part(NamedTuple):
+    """Which images of a batch are at hand."""
+
+    start: int
+    stop: int
+    total: int
+
+
 class BatchAugment:
     """Turns a uint8 batch into the network's input; every image of the batch gets its own random parameters.
 
@@ -40,7 +48,8 @@ class BatchAugment:
       -pixel_shift..pixel_shift on each axis. The paper does not say what fills the uncovered border: here the
       image's edge pixels are repeated.
     - Parameters are drawn on the CPU from the generator that is passed in, and nowhere else: a batch is
-      augmented alike on every device.
+      augmented alike on every device. Processes that share a batch draw for the whole of it (`part_of`): it is
+      augmented alike however many they are.
     - An image that is not square is stretched to the square (PackedImages crops where it is given a size).
     - An empty batch gives an empty batch.
 
@@ -95,37 +104,54 @@ class BatchAugment:
             raise ValueError(f"std: got {self.std}, expected positive numbers")
         self._constants: dict[torch.device, Tensor] = {}  # device -> (scale, bias)
 
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None, *, training: bool) -> Tensor:
-        """The batch augmented (training) or only resized (not), and normalised."""
+    def __call__(
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        training: bool,
+        part_of: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """The batch augmented (training) or only resized (not), and normalised.
+
+        ``part_of`` = (start, total) says that the images are those from ``start`` on of a batch of ``total``.
+        """
         _check_images(images)
+        start, total = part_of or (0, len(images))
+        if not 0 <= start <= start + len(images) <= total:
+            raise ValueError(
+                f"part_of: got ({start}, {total}) for {len(images)} images, expected that they lie within the total"
+            )
         random = training and (self.pixel_shift > 0 or self.horizontal_flip or self.crop is not None)
         if random and (generator is None or generator.device.type != "cpu"):
             got = "None" if generator is None else f"one on {generator.device}"
             raise ValueError(f"generator: got {got}, expected a torch.Generator on the CPU to draw from")
         with torch.no_grad():
-            images = self._sized(images, generator if random else None)
+            part = _Part(start, start + len(images), total)
+            images = self._sized(images, part, generator if random else None)
             if random and (self.pixel_shift > 0 or self.horizontal_flip):
-                images = self._shifted(images, generator)
+                images = self._shifted(images, part, generator)
             return self._normalized(images)
 
-    def _sized(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _sized(self, images: Tensor, part: _Part, generator: torch.Generator | None) -> Tensor:
         """The batch as (B, 3, S, S), cropped at random with a generator; still uint8 if it had that size."""
         size = self.image_size
         if generator is not None and self.crop is not None:
             height, width = images.shape[2:]
-            boxes = random_boxes(len(images), height, width, self.crop, generator)
-            return crop_resize(images, boxes, size)
+            boxes = random_boxes(part.total, height, width, self.crop, generator)
+            return crop_resize(images, Boxes(*(one[part.start : part.stop] for one in boxes)), size)
         if images.shape[2:] == (size, size):
             return images
         return functional.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
 
-    def _shifted(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _shifted(self, images: Tensor, part: _Part, generator: torch.Generator | None) -> Tensor:
         shift = self.pixel_shift
-        offsets = torch.randint(-shift, shift + 1, (2, len(images)), generator=generator)
-        flips = torch.zeros(len(images), dtype=torch.bool)
+        offsets = torch.randint(-shift, shift + 1, (2, part.total), generator=generator)
+        flips = torch.zeros(part.total, dtype=torch.bool)
         if self.horizontal_flip:
-            flips = torch.rand(len(images), generator=generator) < 0.5
-        return shift_flip(images, offsets[0], offsets[1], flips)
+            flips = torch.rand(part.total, generator=generator) < 0.5
+        own = slice(part.start, part.stop)
+        return shift_flip(images, offsets[0, own], offsets[1, own], flips[own])
 
     def _normalized(self, images: Tensor) -> Tensor:
         device = images.device

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Sampler
 
+from dr_plugin import distributed
 from dr_plugin.triplets import Relevance
 
 from .families import find
@@ -175,7 +176,8 @@ def sampler_supply(
 
 def stream_supply(stage: RankingStage, recipe: Recipe, source: Any, pair_relevance: Any) -> Supply:
     """Where the samples of a stream come from, and how relevant two of them are to each other."""
-    values = {"source": source, "batch_size": stage.batch_size, "seed": recipe.seed}
+    own = stage.batch_size // distributed.world_size()  # each process streams its share of a batch
+    values = {"source": source, "batch_size": own, "seed": recipe.seed}
     return Supply({**values, "pair_relevance": pair_relevance, "size": recipe.data.packed_size})
 
 

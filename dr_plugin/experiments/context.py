@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from dr_plugin import distributed
+
 from . import checkpoint
 from .data import RunData, batch_augment
 from .evaluate import Embedder
-from .journal import Journal, Reporter
+from .journal import Journal, Reporter, SilentJournal
 from .recipe import Recipe
 
 
@@ -23,7 +25,7 @@ class Context:
     data: RunData
     device: torch.device
     reporter: Reporter
-    journal: Journal
+    journal: Journal | SilentJournal
 
     @property
     def last(self) -> Path:
@@ -35,18 +37,35 @@ class Context:
         """The best trunk by selection precision, of the present stage."""
         return self.folder / "checkpoint" / "best.pt"
 
-    def embedder(self) -> Embedder:
-        """Embeds packed images as the recipe's evaluation asks."""
+    def embedder(self, *, divided: bool = False) -> Embedder:
+        """Embeds packed images as the recipe's evaluation asks, ``divided`` among all processes or on this one."""
         return Embedder(
             batch_augment(self.recipe),
             self.device,
             self.recipe.precision,
             self.recipe.evaluation.batch_size,
             self.reporter.update,
+            divided,
         )
 
+    def save_best(self, weights: dict[str, Any], best: dict[str, Any] | None) -> None:
+        """Write ``best.pt``: the weights to keep and what they reached, None where nothing was evaluated."""
+        if distributed.is_first():
+            checkpoint.save(self.best, {"models": weights, "best": best})
+
+    def load_best(self) -> dict[str, Any]:
+        """The weights in ``best.pt``, as rank 0 reads them."""
+        found = checkpoint.load(self.best)["models"] if distributed.is_first() else {}
+        weights: dict[str, Any] = distributed.from_first(found)
+        return weights
+
     def save(self, stage: int, finished: list[dict[str, Any]], state: dict[str, Any]) -> None:
-        """Write ``last.pt``: the state of the running stage, the summaries of those before, the journal's position."""
+        """Write ``last.pt``: the state of the running stage, the summaries of those before, the journal's position.
+
+        Rank 0 writes it, for any number of processes to go on from.
+        """
+        if not distributed.is_first():
+            return
         checkpoint.save(
             self.last,
             {

@@ -76,6 +76,22 @@ class Journal:
             self._writer.close()
 
 
+class SilentJournal:
+    """Writes nothing: of a process that is not the first of those that train together."""
+
+    seconds = 0.0
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def size(self) -> int:
+        """Nothing was written."""
+        return 0
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read_journal(folder: Path) -> list[dict[str, Any]]:
     """The records of a run's ``metrics.jsonl``."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

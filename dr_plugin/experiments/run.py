@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dr_plugin import distributed
 from dr_plugin.atomic import write_json, write_text
 
 from . import checkpoint
@@ -14,7 +15,7 @@ from .conclude import Result, conclude
 from .context import Context, data_signature
 from .data import load_data
 from .environment import environment, pick_device
-from .journal import Journal, Reporter, SilentReporter
+from .journal import Journal, Reporter, SilentJournal, SilentReporter
 from .recipe import Recipe, RecipeError
 from .stage import StageRun
 
@@ -28,6 +29,9 @@ def run_experiment(
     reporter: Reporter | None = None,
 ) -> Result:
     """Train the recipe's stages, evaluate, and write the report into ``folder``.
+
+    Where torch.distributed is initialised, all its processes call this alike and train together, each on a device of
+    its own; rank 0 alone reads and writes the folder, and all get the result.
 
     Args:
         recipe: A validated recipe.
@@ -43,29 +47,40 @@ def run_experiment(
         raise RecipeError(
             f"{recipe.name}: got a {recipe.kind}, expected one experiment; run_{recipe.kind} runs {recipe.kind}s"
         )
-    reporter = reporter or SilentReporter()
+    reporter = reporter if reporter is not None and distributed.is_first() else SilentReporter()
     chosen = pick_device(device)
-    state = _checked_folder(folder, resume)
-    data = load_data(recipe, reporter.update)
-    if not resume:  # only now: a recipe whose data are not there leaves no folder behind
-        write_text(folder / "recipe.yaml", recipe.to_yaml())
-    elif state is not None and state["data"] != data_signature(data):
+    state = distributed.from_first(_checked_folder(folder, resume) if distributed.is_first() else None)
+    with distributed.first_here_goes_first():  # it fills the caches for the others
+        data = load_data(recipe, reporter.update)
+    if state is not None and state["data"] != data_signature(data):
         raise RecipeError(f"--resume: the data set is not the one that {folder} was started with")
-    size, seconds = (state["journal_size"], state["seconds"]) if state else (0, 0.0)
-    journal = Journal(folder, size=size, tensorboard=recipe.tensorboard, seconds=seconds)
+    journal = _open_folder(recipe, folder, chosen, state, resume)
     # The shapes of a run do not change: let cuDNN look for its fastest convolutions.
     benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
         context = Context(recipe, folder, data, chosen, reporter, journal)
-        write_json(
-            folder / "environment.json", environment(chosen, seed=recipe.seed, precision=recipe.precision)
-        )
         trunk = initial_trunk(recipe)
         stages = _train(context, trunk, state)
         return conclude(context, trunk, stages)
     finally:
         torch.backends.cudnn.benchmark = benchmark
         journal.close()
+
+
+def _open_folder(
+    recipe: Recipe, folder: Path, device: torch.device, state: dict[str, Any] | None, resume: bool
+) -> Journal | SilentJournal:
+    """Write what the run begins with, and open its journal; rank 0's work."""
+    if not distributed.is_first():
+        return SilentJournal()
+    if not resume:  # only after the data: a recipe whose data are not there leaves no folder behind
+        write_text(folder / "recipe.yaml", recipe.to_yaml())
+    settings: dict[str, Any] = {"seed": recipe.seed, "precision": recipe.precision}
+    if distributed.world_size() > 1:
+        settings["processes"] = distributed.world_size()
+    write_json(folder / "environment.json", environment(device, **settings))
+    size, seconds = (state["journal_size"], state["seconds"]) if state else (0, 0.0)
+    return Journal(folder, size=size, tensorboard=recipe.tensorboard, seconds=seconds)
 
 
 def run_folder(folder: Path, name: str, seed: int) -> Path:

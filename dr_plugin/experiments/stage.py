@@ -4,10 +4,11 @@ import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
+from dr_plugin import distributed
 from dr_plugin.trunks import ConvNetEmbedding
 
 from . import checkpoint
@@ -100,21 +101,24 @@ class StageRun:
         )
 
     def _evaluate(self, trainer: StageTrainer) -> None:
-        data, embed = self.context.data, self.context.embedder()
+        data, embed = self.context.data, self.context.embedder(divided=True)
         embeddings = embed(self._embedding_model(), data.train, "embed selection and gallery")
         query, gallery = (embeddings[part.to(embeddings.device)] for part in (data.selection, data.fit))
         labels = data.train.labels
-        ranked = rank(
-            query, labels[data.selection], gallery, labels[data.fit], self.context.recipe.evaluation
-        )
-        self.context.journal.write({"event": "evaluate", **self._position(trainer), **ranked.figures})
-        value = ranked.figures[self.figure]
+        figures = None
+        if distributed.is_first():
+            figures = rank(
+                query, labels[data.selection], gallery, labels[data.fit], self.context.recipe.evaluation
+            ).figures
+        figures = cast(dict[str, float], distributed.from_first(figures))
+        self.context.journal.write({"event": "evaluate", **self._position(trainer), **figures})
+        value = figures[self.figure]
         self.context.reporter.note(
             f"{self.stage.name} epoch {trainer.epochs_done}: selection {self.figure} {value:.4f}"
         )
         if self.best is None or value > self.best[self.figure]:
-            self.best = {"stage": self.stage.name, "epoch": trainer.epochs_done, **ranked.figures}
-            checkpoint.save(self.context.best, {"models": self._weights(), "best": self.best})
+            self.best = {"stage": self.stage.name, "epoch": trainer.epochs_done, **figures}
+            self.context.save_best(self._weights(), self.best)
 
     # -- saving ----------------------------------------------------------------------------------------------------
 
@@ -124,12 +128,9 @@ class StageRun:
         self.context.save(self.index, self.finished, state)
 
     def _finish(self) -> dict[str, Any]:
-        weights = self._weights()
         if self.best is None:
-            checkpoint.save(self.context.best, {"models": weights, "best": None})
-        else:
-            weights = checkpoint.load(self.context.best)["models"]
-        self.trunk.load_state_dict(weights["trunk"])
+            self.context.save_best(self._weights(), None)
+        self.trunk.load_state_dict(self.context.load_best()["trunk"])
         summary = {
             "name": self.stage.name,
             "epochs": self.trainer.epochs_done,

@@ -5,6 +5,7 @@ stage's. Progress, evaluation, the journal and checkpoints hang on PML's two hoo
 """
 
 import math
+import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,11 +15,13 @@ from pytorch_metric_learning.trainers import BaseTrainer
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import nn
 
+from dr_plugin import distributed
 from dr_plugin.datasets import BatchAugment, PackedImages
 
-from . import checkpoint
+from . import checkpoint, trainer_state
 from .averaging import AveragedWeights
 from .epoch_order import EpochOrder
+from .noise import noise_of_rank
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -38,7 +41,9 @@ class StageTrainer(BaseTrainer):
         CPU, where it is free) and a non-finite one stops the run;
       - schedules are stepped before ``end_of_iteration_hook``, so that a checkpoint made there holds the whole step;
       - the losses of the last step are still there in ``end_of_epoch_hook``;
-      - there is no ``DataLoader``: its arguments are refused.
+      - there is no ``DataLoader``: its arguments are refused;
+      - on several processes (torchrun), all draw the same batches and each takes its share of a batch's images through
+        the network. A batch, its triplets and its loss are the same on any number of them.
 
     Args:
         augment: Turns a uint8 batch into the network's input.
@@ -78,6 +83,7 @@ class StageTrainer(BaseTrainer):
         self.autocast_dtype = DTYPES[precision]
         self.gradient_clip = gradient_clip
         self.max_steps = max_steps
+        self.seed = seed
         self.augment_generator = torch.Generator().manual_seed(seed + 1)
         self.batches: list[torch.Tensor] = []  # the running epoch's; empty between epochs
         self.epochs_done = self.batches_done = self.steps_done = self.images_seen = 0
@@ -86,6 +92,7 @@ class StageTrainer(BaseTrainer):
         self.scaler = torch.amp.GradScaler(self.data_device.type, enabled=precision == "float16")
         self.loss_sum, self.loss_count = torch.zeros((), device=self.data_device), 0
         trunk = self.models["trunk"]
+        self.network = distributed.in_parallel(self.trained_part())
         self.averaged = AveragedWeights(trunk, averaged_decay) if averaged_decay is not None else None
         self.order = EpochOrder(self.sampler, len(self.dataset), int(self.batch_size), seed)
         self.steps_per_epoch = self.order.batches_per_epoch
@@ -94,6 +101,15 @@ class StageTrainer(BaseTrainer):
                 f"got {len(self.dataset)} images and batch size {self.batch_size}, expected at least one whole batch; "
                 "lower batch_size"
             )
+        if "subset_batch_miner" in self.mining_funcs and distributed.world_size() > 1:
+            raise ValueError(
+                "subset_batch_miner: got one on several processes, expected none: each has a part of a batch's images"
+            )
+
+    def trained_part(self) -> nn.Module:
+        """What maps images to what the loss looks at, and is trained."""
+        trunk: nn.Module = self.models["trunk"]
+        return trunk
 
     def modify_schema(self) -> None:
         """Keep PML from warning of what is meant: no embedder, one optimizer for trunk and classifier."""
@@ -111,6 +127,7 @@ class StageTrainer(BaseTrainer):
             self.set_to_train()
             if not self.batches:
                 self.batches = self.order.batches(epoch)
+            self.check_alike()
             self.iterations_per_epoch = len(self.batches)
             for iteration in range(self.batches_done, len(self.batches)):
                 self.iteration = iteration
@@ -135,7 +152,8 @@ class StageTrainer(BaseTrainer):
         return self.max_steps is not None and self.steps_done >= self.max_steps
 
     def get_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The step's images, augmented on the device (B, 3, S, S), and labels (B,).
+        """The step's images, augmented on the device (B, 3, S, S), and labels (B,); of several processes, this one's
+        images and all labels.
 
         The labels stay on the CPU, where a miner can read them without waiting for a GPU; PML's miners and losses
         move what they need. Only a subset miner's indices ask for them on the device.
@@ -145,29 +163,53 @@ class StageTrainer(BaseTrainer):
         images = images.to(self.data_device, non_blocking=True)
         if "subset_batch_miner" in self.mining_funcs:
             labels = labels.to(self.data_device)
-        images = self.augment(images, generator=self.augment_generator, training=True)
+        images = self.augment(
+            images, self.augment_generator, training=True, part_of=(self.part.start, self.batch_images)
+        )
         batch: tuple[torch.Tensor, torch.Tensor] = self.maybe_do_batch_mining(images, labels)
         return batch
 
     def take_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The step's images as they are stored, uint8 (B, 3, H, W), and their labels (B,)."""
+        """This process's images of the step as they are stored, uint8 (b, 3, H, W), and all labels (B,)."""
+        indices = self.batches[self.iteration]
         # Pinned, so that the copy to a GPU does not hold up the host.
-        return self.dataset.batch(self.batches[self.iteration], pin=self.data_device.type == "cuda")
+        images, labels = self.dataset.batch(indices[self.part], pin=self.data_device.type == "cuda")
+        return images, labels if distributed.world_size() == 1 else self.dataset.labels[indices]
+
+    @property
+    def batch_images(self) -> int:
+        """B, the images of the running step on all processes."""
+        return len(self.batches[self.iteration])
+
+    @property
+    def part(self) -> slice:
+        """Those of the running batch that this process takes through the network."""
+        return distributed.share(self.batch_images)
 
     def autocast(self) -> AbstractContextManager[None]:
         """Autocast of the models' forward pass to the precision asked for."""
         enabled = self.autocast_dtype is not torch.float32
         return torch.autocast(self.data_device.type, dtype=self.autocast_dtype, enabled=enabled)
 
+    def noise(self) -> AbstractContextManager[None]:
+        """Random numbers of this process's own within a network, such as those of dropout."""
+        return noise_of_rank(self.seed, self.steps_done, self.data_device)
+
+    def get_trunk_output(self, data: torch.Tensor) -> torch.Tensor:
+        """What the network makes of this process's images."""
+        return self.network(data)  # type: ignore[no-any-return]
+
     def compute_embeddings(self, data: torch.Tensor) -> torch.Tensor:
-        """Embeddings (B, D) in float32, whatever the precision of the forward pass."""
-        with self.autocast():
+        """Embeddings (B, D) of all processes' images in float32, whatever the precision of the forward pass."""
+        with self.autocast(), self.noise():
             embeddings: torch.Tensor = super().compute_embeddings(data)
-        return embeddings.float()
+        return distributed.gather_rows(embeddings.float(), distributed.shares(self.batch_images))
 
     def backward(self) -> None:
-        """Gradients of the total loss, scaled under float16."""
+        """Gradients of the total loss, scaled under float16; those of a loss's own weights alike on all processes."""
         self.scaler.scale(self.losses["total_loss"]).backward()
+        for loss in self.loss_funcs.values():
+            distributed.average_gradients(loss.parameters())
 
     def clip_gradients(self) -> None:
         """Clip each optimizer's gradient to ``gradient_clip``, then PML's own clippers."""
@@ -196,7 +238,7 @@ class StageTrainer(BaseTrainer):
         Raises:
             TrainingError: if one was.
         """
-        total = float(self.loss_sum)
+        total = float(distributed.averaged(self.loss_sum))
         if not math.isfinite(total):
             first = self.steps_done - self.loss_count + 1
             raise TrainingError(
@@ -204,10 +246,26 @@ class StageTrainer(BaseTrainer):
                 "good checkpoint is kept. Lower the learning rate, set gradient_clip, or use precision: float32"
             )
 
+    def check_alike(self) -> None:
+        """See that the processes are about to train on the same batches with the same random numbers.
+
+        Raises:
+            TrainingError: if they are not: a sampler or miner draws from what the trainer does not know.
+        """
+        if distributed.world_size() == 1:
+            return
+        drawn = torch.cat([*self.batches, torch.get_rng_state()])
+        found = distributed.from_all(zlib.crc32(drawn.numpy().tobytes()))
+        if other := next((number for number, one in enumerate(found) if one != found[0]), 0):
+            raise TrainingError(
+                f"ranks 0 and {other} drew other batches for epoch {self.epoch}, expected the same on all: seed the "
+                "sampler and the miner with a number of their own, not with the rank or the time"
+            )
+
     def mean_loss(self) -> float:
         """The mean total loss since the last call, seen by ``check_loss`` to be finite."""
         self.check_loss()
-        mean = float(self.loss_sum) / max(1, self.loss_count)
+        mean = float(distributed.averaged(self.loss_sum)) / max(1, self.loss_count)
         self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
         return mean
 
@@ -224,10 +282,8 @@ class StageTrainer(BaseTrainer):
         """What was counted of the triplets since the stage began; nothing here."""
         return {}
 
-    # -- state ---------------------------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training needs to go on from here to the same numbers.
+        """Everything that training needs to go on from here to the same numbers, on any number of processes.
 
         Raises:
             TrainingError: if a weight is not finite, so that no bad checkpoint replaces a good one.
@@ -237,46 +293,11 @@ class StageTrainer(BaseTrainer):
                 f"{name} is not finite after step {self.steps_done}; the last good checkpoint is kept. "
                 "Lower the learning rate or set gradient_clip"
             )
-        stateful = hasattr(self.sampler, "state_dict")
-        return {
-            "models": {key: module.state_dict() for key, module in self.models.items()},
-            "averaged": self.averaged.state_dict() if self.averaged is not None else None,
-            "optimizers": {key: value.state_dict() for key, value in self.optimizers.items()},
-            "lr_schedulers": {key: value.state_dict() for key, value in self.lr_schedulers.items()},
-            "scaler": self.scaler.state_dict(),
-            "loss_funcs": {key: checkpoint.module_state(value) for key, value in self.loss_funcs.items()},
-            "mining_funcs": {key: checkpoint.module_state(value) for key, value in self.mining_funcs.items()},
-            "sampler": self.sampler.state_dict() if stateful else None,
-            "generators": {
-                "global": checkpoint.generators_state(self.data_device),
-                "order": self.order.generator.get_state(),
-                "augment": self.augment_generator.get_state(),
-            },
-            "position": {key: getattr(self, key) for key in _POSITION},
-            "batches": list(self.batches),
-            "loss_sum": self.loss_sum.clone(),
-        }
+        return trainer_state.state_of(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state``; the trainer must have been built from the same recipe."""
-        for family in ("models", "optimizers", "lr_schedulers"):
-            for key, value in getattr(self, family).items():
-                value.load_state_dict(state[family][key])
-        for family in ("loss_funcs", "mining_funcs"):
-            for key, value in getattr(self, family).items():
-                checkpoint.load_module_state(value, state[family][key])
-        if self.averaged is not None:
-            self.averaged.load_state_dict(state["averaged"])
-        self.scaler.load_state_dict(state["scaler"])
-        if state["sampler"] is not None:
-            self.sampler.load_state_dict(state["sampler"])
-        for key in _POSITION:
-            setattr(self, key, state["position"][key])
-        self.batches = list(state["batches"])
-        self.loss_sum = state["loss_sum"].to(self.data_device)
-        self.order.generator.set_state(state["generators"]["order"])
-        self.augment_generator.set_state(state["generators"]["augment"])
-        checkpoint.restore_generators(state["generators"]["global"], self.data_device)
+        trainer_state.restore(self, state)
 
     # -- details -------------------------------------------------------------------------------------------------
 
@@ -284,7 +305,7 @@ class StageTrainer(BaseTrainer):
         """Count the step and add up its loss on the device."""
         self.batches_done = self.iteration + 1
         self.steps_done += 1
-        self.images_seen += len(self.batches[self.iteration])
+        self.images_seen += self.batch_images
         self.loss_sum = self.loss_sum + self.losses["total_loss"].detach()
         self.loss_count += 1
 
@@ -292,6 +313,3 @@ class StageTrainer(BaseTrainer):
         for key, optimizer in self.optimizers.items():
             if key.removesuffix("_optimizer") not in self.freeze_these:
                 yield optimizer
-
-
-_POSITION = ("epochs_done", "batches_done", "steps_done", "images_seen", "loss_count")

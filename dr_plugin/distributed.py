@@ -1,0 +1,178 @@
+"""What processes that train together exchange, on the process group of torch.distributed.
+
+All of them hold the same weights, draw the same batches and mine the same triplets; they divide the images of a batch
+among them. So each step needs one exchange beside the gradients': `gather_rows`. Every function does the obvious where
+torch.distributed is not initialised: there is one process then, of rank 0.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(hours=2)  # that processes wait for one another: rank 0 alone writes the report
+
+
+def rank() -> int:
+    """Of this process, 0, 1, ..."""
+    return dist.get_rank() if _joined() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if _joined() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints."""
+    return rank() == 0
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Join the processes that torchrun started, for the length of the block; alone, do nothing.
+
+    Gloo exchanges what lies on the CPU, NCCL what lies on a GPU.
+    """
+    if _joined() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+    yield
+    dist.destroy_process_group()  # not after an error: it could wait for processes that are gone
+
+
+def lost_another(error: RuntimeError) -> bool:
+    """Whether an exchange failed because another process is gone; Gloo says so in the text alone."""
+    told = ("gloo", "Gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+    return world_size() > 1 and (
+        isinstance(error, dist.DistError) or any(text in str(error) for text in told)
+    )
+
+
+def shares(total: int) -> list[int]:
+    """How many of ``total`` rows each process takes: as many as the others, the first ones what is left over."""
+    whole, rest = divmod(total, world_size())
+    return [whole + (number < rest) for number in range(world_size())]
+
+
+def share(total: int) -> slice:
+    """The rows of ``total`` that this process takes; in rank order the processes' parts make the whole."""
+    sizes = shares(total)
+    start = sum(sizes[: rank()])
+    return slice(start, start + sizes[rank()])
+
+
+def gather_rows(rows: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+    """The rows of all processes in rank order: (sum of the sizes, ...), alike on each.
+
+    PML's own gather puts the own rows first, so that the order, and with it what a random miner picks, differs between
+    the processes. The gradient of a loss of the result reaches the own rows alone, times the number of processes:
+    DistributedDataParallel takes the mean over the processes, which then is the gradient of one process on all rows.
+
+    Args:
+        rows: This process's (n, ...); n may differ between processes.
+        sizes: n of each process. None: they are asked for, one more exchange.
+    """
+    if world_size() == 1:
+        return rows
+    if sizes is None:
+        found = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(world_size())]
+        dist.all_gather(found, torch.tensor([len(rows)], device=rows.device))
+        sizes = [int(one) for one in found]
+    return cast(Tensor, _GatherRows.apply(rows, sizes))
+
+
+def averaged(value: Tensor) -> Tensor:
+    """The mean over the processes; ``value`` itself stays as it is."""
+    if world_size() == 1:
+        return value
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Put the mean over the processes into each gradient, in one exchange; all must have the same gradients."""
+    gradients = [one.grad for one in parameters if one.grad is not None]
+    if world_size() == 1 or not gradients:
+        return
+    flat = averaged(torch.cat([one.flatten() for one in gradients]))
+    for own, mean in zip(gradients, flat.split([one.numel() for one in gradients]), strict=True):
+        own.copy_(mean.view_as(own))
+
+
+def in_parallel(module: nn.Module) -> nn.Module:
+    """The module under DistributedDataParallel, which shares its weights; the module itself for one process."""
+    if world_size() == 1:
+        return module
+    device = next(module.parameters()).device
+    return DistributedDataParallel(
+        module, device_ids=None if device.type == "cpu" else [device], gradient_as_bucket_view=True
+    )
+
+
+def take_from_first(module: nn.Module) -> None:
+    """Give the module rank 0's weights and buffers: what batch normalisation has counted differs between processes."""
+    if world_size() > 1:
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor.detach(), src=0)
+
+
+def from_first(value: T) -> T:
+    """Rank 0's value, pickled, on all processes; waits for it."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+    return values[0]
+
+
+def from_all(value: T) -> list[T]:
+    """The value of each process, pickled, in rank order; waits for all."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+@contextmanager
+def first_here_goes_first() -> Iterator[None]:
+    """The block runs on one process of each machine, then on the others: they find the files that it wrote."""
+    later = world_size() > 1 and int(os.environ.get("LOCAL_RANK", rank())) > 0
+    if later:
+        from_all(None)
+    yield
+    if not later:
+        from_all(None)
+
+
+def _joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+class _GatherRows(torch.autograd.Function):
+    """See `gather_rows`."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+        start = sum(sizes[: rank()])
+        ctx.part = slice(start, start + sizes[rank()])
+        padded = rows.new_zeros((max(sizes), *rows.shape[1:]))  # all_gather wants one shape
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0][ctx.part] * world_size(), None
