@@ -9,7 +9,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from functools import reduce
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -17,8 +18,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
+M = TypeVar("M", bound="Mergeable")
 
 _PATIENCE = timedelta(hours=2)  # that processes wait for one another: rank 0 alone writes the report
+
+
+class Mergeable(Protocol):
+    """Something two of which make a third."""
+
+    def merge(self: M, other: M, /) -> M:
+        """The third."""
 
 
 def rank() -> int:
@@ -145,15 +154,33 @@ def from_all(value: T) -> list[T]:
     return values
 
 
+def merged(own: M) -> M:
+    """What all processes hold, merged in rank order: alike on each, and `own` stays as it is.
+
+    For a `WeightedReservoir` or `ClassReservoirs` of each process's part of a stream: the largest keys of all parts are
+    those that one reservoir would hold of the whole stream, so its law is that of one stream. Each must have been
+    made with a seed of its own, such as (7, rank), and none may hold an item of another's.
+
+    Raises:
+        ValueError: if they cannot be merged, see their `merge`.
+    """
+    return reduce(lambda one, other: one.merge(other), from_all(own))
+
+
 @contextmanager
 def first_here_goes_first() -> Iterator[None]:
-    """The block runs on one process of each machine, then on the others: they find the files that it wrote."""
+    """The block runs on one process of each machine, then on the others: they find the files that it wrote.
+
+    After an error it runs on the others all the same, which find the same error instead of waiting for ever.
+    """
     later = world_size() > 1 and int(os.environ.get("LOCAL_RANK", rank())) > 0
     if later:
         from_all(None)
-    yield
-    if not later:
-        from_all(None)
+    try:
+        yield
+    finally:
+        if not later:
+            from_all(None)
 
 
 def _joined() -> bool:

@@ -91,7 +91,12 @@ PUBLIC = {
         "Wavelet",
     ],
     "reservoirs": ["ClassReservoirs", "WeightedReservoir"],
-    "samplers": ["OfflineTripletSampler", "ReservoirTripletSampler", "UniformTripletSampler"],
+    "samplers": [
+        "DistributedBatchSampler",
+        "OfflineTripletSampler",
+        "ReservoirTripletSampler",
+        "UniformTripletSampler",
+    ],
     "trunks": ["ConvNetEmbedding", "DeepRankingTrunk", "SmallConvNet", "SmallResNet", "load_weights"],
 }
 

@@ -12,7 +12,7 @@ errors = Console(stderr=True)
 
 def _fail(error: BaseException, status: int) -> None:
     """Print an error as red lines, no traceback, and exit; one of several processes says which one it is."""
-    where = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    where = f"rank {os.environ.get('RANK')}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
     for line in str(error).splitlines() or [type(error).__name__]:
         errors.print(f"[red]{escape(where + line)}[/red]", soft_wrap=True, highlight=False)
     sys.exit(status)

@@ -43,6 +43,10 @@ def _run(
     restarts: int,
 ) -> None:
     loaded = _checked(recipe, overrides, output, resume)
+    if restarts and processes is None:
+        raise ValueError(
+            f"--max-restarts: got {restarts} without --nproc, expected both; or start it by torchrun"
+        )
     if check:
         click.echo(f"{loaded.name}: the recipe is good")
         return  # load_recipe has checked each point of a sweep

@@ -18,6 +18,8 @@ from .ranking import RankingTrainer
 from .recipe import RankingStage, Recipe
 
 Progress = Callable[[str, int, int | None], None]
+_SHARD = 1000  # images, unless that made fewer shards than there may be processes
+_SHARDS = 64
 
 
 class StreamTrainer(RankingTrainer):
@@ -98,6 +100,7 @@ def open_stream(
         derived_folder(recipe, "shards"),
         relevance=relevance,
         features=np.arange(len(images), dtype=np.int64)[:, None],  # a sample brings its index: see `ByIndex`
+        images_per_shard=max(1, min(_SHARD, len(images) // _SHARDS)),
         seed=recipe.seed,
         progress=progress,
     )

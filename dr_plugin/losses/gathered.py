@@ -41,7 +41,7 @@ class GatheredLoss(nn.Module):
         """The loss of all processes' batches."""
         if indices_tuple is not None:
             raise ValueError(
-                "indices_tuple: got one, expected None: it means the rows of one process; give the miner to GatheredLoss"
+                "indices_tuple: got one, expected None: it means the rows of one process; give GatheredLoss the miner"
             )
         embeddings = distributed.gather_rows(embeddings)
         labels = distributed.gather_rows(torch.as_tensor(labels, device=embeddings.device))

@@ -1,0 +1,56 @@
+"""Each process's share of the batches that a sampler draws for all of them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import BatchSampler
+
+from dr_plugin import distributed
+from dr_plugin.checks import check_whole
+
+
+class DistributedBatchSampler(BatchSampler):
+    """The batches of a sampler, divided among the processes of torch.distributed.
+
+    For loops of your own under DistributedDataParallel; recipes divide their batches by themselves. The sampler must
+    give the same batches on every process (the same seed everywhere, not the rank): then no image comes twice, all have
+    equally many batches, and the batches of all processes together, in rank order, are those of one process. Alone, the
+    sampler's batches.
+
+    Args:
+        sampler: A batch sampler, such as `ReservoirTripletSampler` or PyTorch's `BatchSampler` over a seeded sampler.
+            Its `set_epoch` and its state are used as without this class.
+        group: Images that stay together: 3 for packaged triplets.
+    Raises:
+        ValueError: if `group` is not at least 1; from a pass, if a batch is no whole number of groups or has fewer
+            groups than there are processes.
+    Example:
+        >>> from torch.utils.data import BatchSampler
+        >>> list(DistributedBatchSampler(BatchSampler(range(6), 6, drop_last=True), group=3))  # one process
+        [[0, 1, 2, 3, 4, 5]]
+    """
+
+    def __init__(self, sampler: Any, *, group: int = 1) -> None:
+        self.group = check_whole("group", group, minimum=1)
+        self._batches = sampler
+        super().__init__(sampler, getattr(sampler, "batch_size", 1), drop_last=False)
+
+    def __len__(self) -> int:
+        """Batches an epoch, on each process."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self._batches:
+            groups, rest = divmod(len(batch), self.group)
+            if rest or groups < distributed.world_size():
+                raise ValueError(
+                    f"sampler: got a batch of {len(batch)} for {distributed.world_size()} processes in groups of "
+                    f"{self.group}, expected whole groups and one for each process at least; change its batch_size"
+                )
+            own = distributed.share(groups)
+            yield list(batch[own.start * self.group : own.stop * self.group])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the sampler which epoch the next pass is of, where it wants to know."""
+        if hasattr(self._batches, "set_epoch"):
+            self._batches.set_epoch(epoch)

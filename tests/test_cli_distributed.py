@@ -1,0 +1,162 @@
+"""``dr-run --nproc N`` and torchrun, with real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from dr_plugin.cli import run
+
+RECIPE = """\
+seed: 1
+data:
+  dataset:
+    type: Digits
+  image_size: 8
+  selection: 10
+  cache: {cache}
+trunk:
+  type: DeepRankingTrunk
+  convnet:
+    type: SmallConvNet
+    channels:
+      - 8
+  embedding_size: 8
+  low_resolution: false
+stages:
+  - name: ranking
+    epochs: 6
+    batch_size: 120
+    evaluate_every: 0
+    sampler:
+      type: MPerClassSampler
+      m: 12
+    miner:
+      type: UniformTripletMiner
+    loss:
+      type: DeepRankingLoss
+    optimizer:
+      type: SGD
+      lr: 0.1
+evaluation:
+  k: 3
+checkpoint:
+  every_steps: 2
+report:
+  queries: 0
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipe")
+    path = folder / "digits_small.yaml"
+    path.write_text(RECIPE.format(cache=folder / "cache"))
+    return path
+
+
+def start(*arguments):
+    command = [sys.executable, "-m", "dr_plugin", "run", "--device", "cpu", *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def kill_rank(rank, folder, least):
+    """SIGKILL to this rank once the journal has so many lines."""
+    deadline = time.monotonic() + 300
+    journal = folder / "metrics.jsonl"
+    while not journal.exists() or len(journal.read_text().splitlines()) < least:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    [found] = [one for one in Path("/proc").glob("[0-9]*") if is_rank(one, rank, folder)]
+    os.kill(int(found.name), signal.SIGKILL)
+
+
+def is_rank(process, rank, folder):
+    """Whether a process of /proc has this rank in the run of this folder."""
+    try:
+        command = (process / "cmdline").read_text().split("\0")
+        variables = (process / "environ").read_text().split("\0")
+    except OSError:
+        return False
+    return str(folder) in command and f"RANK={rank}" in variables
+
+
+def figures(folder):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return metrics["val"], metrics["stages"][0]["images_seen"]
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory):
+    """A run on two processes that nothing interrupted, and what it printed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    process = start(recipe, "--nproc", 2, "--output", folder)
+    out, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    return folder, out
+
+
+def test_command_trains_on_two_processes_and_prints_once(whole):
+    folder, out = whole
+    assert json.loads((folder / "environment.json").read_text())["processes"] == 2
+    assert out.count("digits_small: working in") == 1
+    assert out.count("report: ") == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes in /proc")
+def test_killed_rank_is_told_and_the_run_goes_on_to_the_same_figures(whole, recipe, tmp_path):
+    folder = tmp_path / "run"
+    process = start(recipe, "--nproc", 2, "--output", folder)
+    kill_rank(1, folder, 10)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert "ended by SIGKILL" in errors
+    assert f"go on with: dr-run --nproc 2 --resume {folder}" in " ".join(errors.split())
+    process = start("--nproc", 2, "--resume", folder)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert figures(folder) == figures(whole[0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes in /proc")
+def test_elastic_restart_goes_on_from_the_last_checkpoint(whole, recipe, tmp_path):
+    folder = tmp_path / "run"
+    process = start(recipe, "--nproc", 2, "--max-restarts", 1, "--output", folder)
+    kill_rank(1, folder, 10)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert figures(folder) == figures(whole[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nproc", "2", "tiny_fig6_cpu"], "got a sweep on 2 processes, expected one experiment"),
+        (["--max-restarts", "1", "quickstart"], "--max-restarts: got 1 without --nproc"),
+        (["--nproc", "0", "quickstart"], "Invalid value for '--nproc'"),
+    ],
+)
+def test_what_several_processes_cannot_run_is_refused(arguments, message):
+    result = CliRunner().invoke(run, arguments)
+    assert result.exit_code in (1, 2)
+    assert message in result.output
+
+
+def test_torchrun_with_restarts_wants_a_folder(recipe, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    result = CliRunner().invoke(run, [str(recipe)])
+    assert result.exit_code == 1
+    assert "--output: got none under torchrun --max-restarts, expected the run's folder" in result.output
