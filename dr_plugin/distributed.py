@@ -10,11 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import reduce
+from itertools import accumulate
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
@@ -54,9 +56,26 @@ def joined() -> Iterator[None]:
     if _joined() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+    try:
+        _meet()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ConnectionError(f"the processes could not join: {reason}; is one of them gone?") from error
     yield
     dist.destroy_process_group()  # not after an error: it could wait for processes that are gone
+
+
+def _meet() -> None:
+    store, number, size = next(rendezvous("env://", timeout=_PATIENCE))
+    # Started anew after a loss, processes would find the addresses of those that are gone.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=dist.PrefixStore(f"attempt {attempt}", store),  # type: ignore[attr-defined]
+        rank=number,
+        world_size=size,
+        timeout=_PATIENCE,
+    )
 
 
 def lost_another(error: RuntimeError) -> bool:
@@ -152,6 +171,24 @@ def from_all(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def swapped(parts: Sequence[bytes], sizes: Sequence[int]) -> list[bytes]:
+    """What each process sends to this one, in rank order, for what this one sends to each.
+
+    Args:
+        parts: Bytes for each process.
+        sizes: How many come from each.
+    """
+    if world_size() == 1:
+        return list(parts)
+    outgoing = torch.frombuffer(bytearray(b"".join(parts)) or bytearray(1), dtype=torch.uint8)
+    incoming = torch.empty(sum(sizes), dtype=torch.uint8)
+    outgoing = outgoing[: sum(map(len, parts))]
+    dist.all_to_all_single(incoming, outgoing, list(sizes), [len(part) for part in parts])
+    ends = list(accumulate(sizes))
+    whole = incoming.numpy().tobytes()
+    return [whole[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def merged(own: M) -> M:

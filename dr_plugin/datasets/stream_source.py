@@ -13,8 +13,15 @@ import numpy as np
 
 from .packing import rgb_image
 from .shard_contents import encode_png
-from .shard_reader import BadSample, Sample, checked_sample, count_images, find_shards, read_shard
-from .stream_part import Samples
+from .shard_reader import (
+    BadSample,
+    Sample,
+    Samples,
+    checked_sample,
+    count_images,
+    find_shards,
+    read_shard,
+)
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Items = Callable[..., Iterable[Any]]

@@ -206,7 +206,8 @@ def _no_stream(recipe: Recipe, index: int, data: RunData) -> list[str]:
         return []
     stored = data.relevance.stored if data.relevance is not None else None
     try:
-        next(iter(open_stream(recipe, stage, data.train.subset(data.fit), stored)))
+        open_stream(recipe, stage, data.train.subset(data.fit), stored)
+        next(iter(open_stream(recipe, stage, data.train.subset(data.fit), stored, alone=True)))
     except RecipeError as error:
         return error.lines
     except ValueError as error:

@@ -49,6 +49,8 @@ def run_experiment(
         )
     reporter = reporter if reporter is not None and distributed.is_first() else SilentReporter()
     chosen = pick_device(device)
+    if recipe.sync_batchnorm and distributed.world_size() > 1 and chosen.type == "cpu":
+        raise RecipeError("sync_batchnorm: got true on CPUs, expected false: PyTorch has it for GPUs alone")
     state = distributed.from_first(_checked_folder(folder, resume) if distributed.is_first() else None)
     with distributed.first_here_goes_first():  # it fills the caches for the others
         data = load_data(recipe, reporter.update)

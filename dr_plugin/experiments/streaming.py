@@ -90,8 +90,13 @@ def open_stream(
     images: PackedImages,
     relevance: Relevance | None,
     progress: Progress | None = None,
+    *,
+    alone: bool = False,
 ) -> Any:
-    """Write the images as shards, where that is not done yet, and open them as the stage's stream."""
+    """Write the images as shards, where that is not done yet, and open them as the stage's stream.
+
+    As if there were no other process if ``alone``: what others share with it cannot be read without them.
+    """
     from dr_plugin.datasets import write_shards
 
     where = write_shards(
@@ -104,7 +109,8 @@ def open_stream(
         seed=recipe.seed,
         progress=progress,
     )
-    return build.build_stream(stage, recipe, where, None if relevance is None else ByIndex(relevance))
+    pairs = None if relevance is None else ByIndex(relevance)
+    return build.build_stream(stage, recipe, where, pairs, alone=alone)
 
 
 class ByIndex:

@@ -17,6 +17,7 @@ STREAM = """\
       byte_budget: 100000
       triplets_per_image: 1
       weighting: uniform
+      shared: {shared}
 """
 
 
@@ -80,12 +81,13 @@ def test_run_goes_on_with_more_and_with_fewer_processes(recipe, tmp_path):
             assert one.get(key) == other.get(key)
 
 
-def test_each_process_streams_its_share(recipe, tmp_path):
+@pytest.mark.parametrize("shared", ["false", "true"])
+def test_each_process_streams_its_share(shared, recipe, tmp_path):
     text = recipe.read_text()
     start, end = text.index("    sampler:\n      type: MPerClass"), text.index("    loss:\n      type: Deep")
     miner = "    miner:\n      type: EmbeddingsAlreadyPackagedAsTriplets\n"
     streamed = recipe.with_name("streamed.yaml")
-    text = text[:start] + STREAM + miner + text[end:]
+    text = text[:start] + STREAM.format(shared=shared) + miner + text[end:]
     before, ranking = text.split("  - name: ranking\n")
     streamed.write_text(before + "  - name: ranking\n" + ranking.replace("batch_size: 8", "batch_size: 12"))
     found = on_ranks(2, run, streamed, tmp_path / "two")
@@ -102,6 +104,15 @@ def refused(recipe, folder):
         run_experiment(load_recipe(recipe, ["stages.1.batch_size=2"]), folder, device="cpu")
     assert not folder.exists()
     return caught.value.lines
+
+
+def on_cpus(recipe, folder):
+    with pytest.raises(RecipeError, match="sync_batchnorm: got true on CPUs, expected false"):
+        run_experiment(load_recipe(recipe, ["sync_batchnorm=true"]), folder, device="cpu")
+
+
+def test_sync_batchnorm_wants_gpus(recipe, tmp_path):
+    on_ranks(2, on_cpus, recipe, tmp_path / "run")
 
 
 def test_batch_smaller_than_the_processes_is_refused_by_all(recipe, tmp_path):

@@ -1,5 +1,7 @@
 """The shares of several processes make the batches of one."""
 
+from itertools import chain
+
 import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader
@@ -33,7 +35,9 @@ def test_shares_make_the_batches_of_one_process(count):
         assert again == found[0]
         assert all(len(batch) % 3 == 0 for epoch in found for batch in epoch)
     for epoch in range(2):
-        joined = [sum(parts, []) for parts in zip(*(found[epoch] for _, found, _ in answers), strict=True)]
+        joined = [
+            list(chain(*parts)) for parts in zip(*(found[epoch] for _, found, _ in answers), strict=True)
+        ]
         assert joined == whole[epoch]
 
 
@@ -43,7 +47,7 @@ def no_image_twice():
 
 
 def test_no_image_comes_twice_on_any_process():
-    assert sorted(sum(on_ranks(3, no_image_twice), [])) == list(range(40))
+    assert sorted(chain(*on_ranks(3, no_image_twice))) == list(range(40))
 
 
 def refused():
