@@ -105,12 +105,19 @@ def module_state(module: torch.nn.Module) -> dict[str, Any]:
     example. Numbers, booleans and tensors among the attributes of each submodule are saved too.
     """
     attributes = {
-        f"{name}\n{key}": value.detach().clone() if isinstance(value, torch.Tensor) else value
+        f"{name}\n{key}": _plain(value)
         for name, child in module.named_modules()
         for key, value in vars(child).items()
         if isinstance(value, _PLAIN) and key != "training"
     }
     return {"state_dict": module.state_dict(), "attributes": attributes}
+
+
+def _plain(value: Any) -> Any:
+    """A copy that a checkpoint can hold: a number of numpy's, such as ArcFaceLoss's margin, would not load again."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def load_module_state(module: torch.nn.Module, state: Mapping[str, Any]) -> None:

@@ -1,9 +1,11 @@
 import pickle
 import random
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
+from pytorch_metric_learning import losses, miners
 from pytorch_metric_learning.losses import ContrastiveLoss, CrossBatchMemory
 
 from dr_plugin.atomic import replacing, write_json
@@ -83,6 +85,37 @@ def test_generators_state_loads_without_pickle(tmp_path):
     checkpoint.save(tmp_path / "g.pt", checkpoint.generators_state(CPU))
     checkpoint.restore_generators(checkpoint.load(tmp_path / "g.pt"), CPU)
     assert torch.equal(torch.get_rng_state(), checkpoint.generators_state(CPU)["torch"])
+
+
+def is_module(kind):
+    return isinstance(kind, type) and issubclass(kind, torch.nn.Module)
+
+
+def pml_parts():
+    """PML's losses and miners by name, those that can be made from the sizes of what they will see."""
+    sizes = {"num_classes": 3, "embedding_size": 4}
+    for family in (losses, miners):
+        for name, kind in vars(family).items():
+            for settings in ({}, sizes) if is_module(kind) else ():
+                with suppress(TypeError, KeyError):
+                    yield name, kind(**settings)
+                    break
+
+
+@pytest.mark.filterwarnings("ignore")  # PML's own, of its defaults and of numpy
+def test_state_of_every_loss_and_miner_of_pml_loads_again(tmp_path):
+    seen = []
+    for name, part in pml_parts():
+        state = checkpoint.module_state(part)
+        checkpoint.save(tmp_path / "m.pt", state)
+        loaded = checkpoint.load(tmp_path / "m.pt")
+        assert repr(loaded["attributes"]) == repr(state["attributes"]), name
+        checkpoint.load_module_state(part, loaded)
+        seen.append(name)
+    assert {"ArcFaceLoss", "ProxyAnchorLoss", "MultiSimilarityMiner"} <= set(
+        seen
+    )  # the first has a numpy number
+    assert len(seen) > 30
 
 
 def test_module_state_keeps_the_queue_that_pml_forgets(tmp_path):
