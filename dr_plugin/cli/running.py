@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,61 +33,59 @@ def free_folder(name: str) -> Path:
     return folder
 
 
-def _run(
-    recipe: str | None,
-    overrides: tuple[str, ...],
-    device: str,
-    output: Path | None,
-    resume: Path | None,
-    check: bool,
-    processes: int | None,
-    restarts: int,
-) -> None:
-    loaded = _checked(recipe, overrides, output, resume)
+@dataclass(frozen=True)
+class Asked:
+    """What to run and where, as the command line says it."""
+
+    recipe: str | None
+    overrides: tuple[str, ...]
+    device: str
+    output: Path | None
+    resume: Path | None
+
+
+def _run(asked: Asked, check: bool, processes: int | None, restarts: int) -> None:
     if restarts and processes is None:
         raise ValueError(
             f"--max-restarts: got {restarts} without --nproc, expected both; or start it by torchrun"
         )
+    loaded = _checked(asked)
     if check:
         click.echo(f"{loaded.name}: the recipe is good")
-        return  # load_recipe has checked each point of a sweep
-    if processes is not None:
-        _launch(processes, restarts, loaded, recipe, overrides, device, output, resume)
-        return
+    elif processes is None:
+        _run_here(asked, loaded)
+    else:
+        _check_alone(loaded, processes)
+        _launch(asked, loaded.name, processes, restarts)
+
+
+def _run_here(asked: Asked, loaded: "Recipe | TableRecipe") -> None:
+    """In this process, and in those that torchrun started with it."""
     from dr_plugin import distributed
 
+    if may_restart() and asked.output is None and asked.resume is None:
+        raise ValueError(
+            "--output: got none under torchrun --max-restarts, expected the run's folder to go on in"
+        )
     with distributed.joined():
         _check_alone(loaded, distributed.world_size())
-        if may_restart() and output is None and resume is None:
-            raise ValueError(
-                "--output: got none under torchrun --max-restarts, expected the run's folder to go on in"
-            )
-        folder = resume or output or distributed.from_first(free_folder(loaded.name))
-        again = is_restart() and (folder / "recipe.yaml").is_file()
-        if again and resume is None:
-            _see_same(folder, loaded, recipe)
-        work(loaded, folder, device, resume=again or resume is not None)
+        folder = asked.resume or asked.output or distributed.from_first(free_folder(loaded.name))
+        resume = asked.resume is not None
+        if not resume and is_restart() and (folder / "recipe.yaml").is_file():
+            _see_same(folder, loaded, asked.recipe)
+            resume = True
+        work(loaded, folder, asked.device, resume=resume)
 
 
-def _launch(
-    processes: int,
-    restarts: int,
-    loaded: "Recipe | TableRecipe",
-    recipe: str | None,
-    overrides: tuple[str, ...],
-    device: str,
-    output: Path | None,
-    resume: Path | None,
-) -> None:
+def _launch(asked: Asked, name: str, processes: int, restarts: int) -> None:
     """The same command on several processes, in a folder that all of them know."""
-    _check_alone(loaded, processes)
-    folder = resume or output or free_folder(loaded.name)
-    arguments = ["--device", device]
-    if resume is None:
-        arguments += ["--output", str(folder), *(f"--set={one}" for one in overrides)]
-        arguments += ["--", str(recipe)]
+    folder = asked.resume or asked.output or free_folder(name)
+    arguments = ["--device", asked.device]
+    if asked.resume is not None:
+        arguments += ["--resume", str(folder)]
     else:
-        arguments += ["--resume", str(resume)]
+        arguments += ["--output", str(folder), *(f"--set={one}" for one in asked.overrides)]
+        arguments += ["--", str(asked.recipe)]
     launch(processes, restarts, arguments, f"go on with: dr-run --nproc {processes} --resume {folder}")
 
 
@@ -102,13 +101,12 @@ def _check_alone(recipe: "Recipe | TableRecipe", processes: int) -> None:
         )
 
 
-def _checked(
-    recipe: str | None, overrides: tuple[str, ...], output: Path | None, resume: Path | None
-) -> "Recipe | TableRecipe":
+def _checked(asked: Asked) -> "Recipe | TableRecipe":
     """The recipe to run, once the options are seen to suit each other."""
     from dr_plugin.experiments.recipe import RecipeError
 
-    if resume is not None and (overrides or output is not None):
+    recipe, resume = asked.recipe, asked.resume
+    if resume is not None and (asked.overrides or asked.output is not None):
         raise RecipeError(
             "--resume: goes on with the run's own recipe and folder; expected no --set and no --output"
         )
@@ -116,10 +114,10 @@ def _checked(
         raise RecipeError(
             "RECIPE: got nothing, expected a recipe's path or a shipped recipe's name (see: dr recipes)"
         )
-    if resume is not None and not (resume / "recipe.yaml").is_file():
-        raise RecipeError(f"--resume: {resume} holds no recipe.yaml, expected the folder of an earlier run")
     if resume is None:
-        return _load(str(recipe), overrides)
+        return _load(str(recipe), asked.overrides)
+    if not (resume / "recipe.yaml").is_file():
+        raise RecipeError(f"--resume: {resume} holds no recipe.yaml, expected the folder of an earlier run")
     loaded = _load(resume / "recipe.yaml")
     if recipe is not None:
         _see_same(resume, _load(recipe), recipe)
@@ -250,4 +248,5 @@ def run(
 
     RECIPE is a YAML file, or the name of a recipe that came with the package.
     """
-    guarded(lambda: _run(recipe, overrides, device, output, resume, check, processes, restarts))
+    asked = Asked(recipe, overrides, device, output, resume)
+    guarded(lambda: _run(asked, check, processes, restarts))

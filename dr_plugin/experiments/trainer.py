@@ -5,7 +5,6 @@ stage's. Progress, evaluation, the journal and checkpoints hang on PML's two hoo
 """
 
 import math
-import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -21,7 +20,7 @@ from dr_plugin.datasets import BatchAugment, PackedImages
 from . import checkpoint, trainer_state
 from .averaging import AveragedWeights
 from .epoch_order import EpochOrder
-from .noise import noise_of_rank
+from .ranks import check_same_batches, noise_of_rank
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -127,7 +126,7 @@ class StageTrainer(BaseTrainer):
             self.set_to_train()
             if not self.batches:
                 self.batches = self.order.batches(epoch)
-            self.check_alike()
+            check_same_batches(self.batches, epoch)
             self.iterations_per_epoch = len(self.batches)
             for iteration in range(self.batches_done, len(self.batches)):
                 self.iteration = iteration
@@ -244,22 +243,6 @@ class StageTrainer(BaseTrainer):
             raise TrainingError(
                 f"the loss became {total} in steps {first} to {self.steps_done}, expected a finite number; the last "
                 "good checkpoint is kept. Lower the learning rate, set gradient_clip, or use precision: float32"
-            )
-
-    def check_alike(self) -> None:
-        """See that the processes are about to train on the same batches with the same random numbers.
-
-        Raises:
-            TrainingError: if they are not: a sampler or miner draws from what the trainer does not know.
-        """
-        if distributed.world_size() == 1:
-            return
-        drawn = torch.cat([*self.batches, torch.get_rng_state()])
-        found = distributed.from_all(zlib.crc32(drawn.numpy().tobytes()))
-        if other := next((number for number, one in enumerate(found) if one != found[0]), 0):
-            raise TrainingError(
-                f"ranks 0 and {other} drew other batches for epoch {self.epoch}, expected the same on all: seed the "
-                "sampler and the miner with a number of their own, not with the rank or the time"
             )
 
     def mean_loss(self) -> float:

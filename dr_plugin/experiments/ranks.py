@@ -1,0 +1,43 @@
+"""What processes that train together must have in common, and what must be each one's own."""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from dr_plugin import distributed
+
+
+def check_same_batches(batches: Sequence[torch.Tensor], epoch: int) -> None:
+    """See that all processes are about to train on the same batches, and with the same random numbers.
+
+    Raises:
+        ValueError: if they are not: a sampler or a miner draws from what differs between processes.
+    """
+    if distributed.world_size() == 1:
+        return
+    drawn = torch.cat([*batches, torch.get_rng_state()])
+    found = distributed.from_all(zlib.crc32(drawn.numpy().tobytes()))
+    if other := next((number for number, one in enumerate(found) if one != found[0]), 0):
+        raise ValueError(
+            f"ranks 0 and {other} drew other batches for epoch {epoch}, expected the same on all: seed the sampler and "
+            "the miner with a number of their own, not with the rank or the time"
+        )
+
+
+@contextmanager
+def noise_of_rank(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """Within the block, torch's global generators are seeded by (seed, step, rank); alone, they stay as they are.
+
+    Afterwards they are as before: what is drawn in the block (dropout, CutMix) depends on how many images a process
+    has, while what miners and samplers draw outside of it must be the same on all of them.
+    """
+    if distributed.world_size() == 1:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        sequence = np.random.SeedSequence([seed, step, distributed.rank()])
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+        yield
