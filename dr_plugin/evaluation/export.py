@@ -198,9 +198,14 @@ def _program(run: FinishedRun) -> torch.export.ExportedProgram:
     shapes = {"images": {0: torch.export.Dim("batch", min=1)}}
     try:
         with torch.no_grad():
-            return torch.export.export(_network(run), (example,), dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(_network(run), (example,), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # whatever a trunk of the user's does that cannot be traced
         raise ValueError(f"{_reason(run, error)}; a .pt file needs no tracing") from error
+    for node in program.graph.nodes:
+        node.meta.pop(
+            "stack_trace", None
+        )  # names files of this machine, which are no business of the file's readers
+    return program
 
 
 def _reason(run: FinishedRun, error: Exception) -> str:

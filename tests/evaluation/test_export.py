@@ -4,6 +4,7 @@ import importlib.util
 import io
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -64,6 +65,15 @@ def test_a_program_needs_nothing_of_ours(folder, tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert found.stdout == "(3, 32)\n"
+
+
+def test_a_program_names_no_file_of_this_machine(folder, tmp_path):
+    export_run(folder, tmp_path / "model.pt2")
+    with zipfile.ZipFile(tmp_path / "model.pt2") as archive:
+        content = b"".join(archive.read(name) for name in archive.namelist())
+    assert b"aten.conv2d" in content
+    assert b"export.py" not in content
+    assert str(tmp_path).encode() not in content
 
 
 def test_weights_are_plain_and_load_into_the_trunk(tmp_path):
