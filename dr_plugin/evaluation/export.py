@@ -117,7 +117,8 @@ def export_run(folder: Path, to: Path, *, device: str = "cpu", force: bool = Fal
     with replacing(to) as file:
         kind.write(run, file)
         file.flush()
-        difference = _difference(kind.read(run, Path(file.name)), images, expected, to, run.device)
+        found = _read_again(kind, run, Path(file.name), images, to)
+        difference = _difference(found, expected, to, run.device)
     precision, notes = run.recipe.precision, []
     if precision != "float32":
         notes.append(f"the run was trained and judged in {precision}, the file computes in float32")
@@ -167,9 +168,19 @@ def _embedded(run: FinishedRun, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _difference(embed: Embed, images: Tensor, expected: Tensor, to: Path, device: torch.device) -> float:
+def _read_again(kind: _Kind, run: FinishedRun, path: Path, images: Tensor, to: Path) -> Tensor:
+    """What the file at ``path``, which is to be ``to``, makes of the images, in batches of several sizes."""
+    try:
+        embed = kind.read(run, path)
+        return torch.cat([embed(batch.to(run.device)).cpu() for batch in images.split(BATCHES)])
+    except Exception as error:  # whatever those who read such files make of one that is wrong
+        raise ValueError(
+            f"{to.name}: cannot be used again: {type(error).__name__}: {_first_line(error)}; it was not written"
+        ) from error
+
+
+def _difference(found: Tensor, expected: Tensor, to: Path, device: torch.device) -> float:
     """The largest difference of an entry, seen to be small."""
-    found = torch.cat([embed(batch.to(device)).cpu() for batch in images.split(BATCHES)])
     if found.shape != expected.shape:
         raise ValueError(
             f"{to.name}: got embeddings {tuple(found.shape)}, expected {tuple(expected.shape)}; it was not written"
@@ -202,15 +213,17 @@ def _program(run: FinishedRun) -> torch.export.ExportedProgram:
     except Exception as error:  # whatever a trunk of the user's does that cannot be traced
         raise ValueError(f"{_reason(run, error)}; a .pt file needs no tracing") from error
     for node in program.graph.nodes:
-        node.meta.pop(
-            "stack_trace", None
-        )  # names files of this machine, which are no business of the file's readers
+        # It names files of this machine, which are no business of those who get the program.
+        node.meta.pop("stack_trace", None)
     return program
 
 
 def _reason(run: FinishedRun, error: Exception) -> str:
-    first = (str(error) or type(error).__name__).splitlines()[0]
-    return f"the trunk {type(run.trunk).__name__} cannot be exported: {first}"
+    return f"the trunk {type(run.trunk).__name__} cannot be exported: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _write_program(run: FinishedRun, file: IO[bytes]) -> None:

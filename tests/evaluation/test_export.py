@@ -156,6 +156,19 @@ def test_a_file_that_gives_nan_or_another_shape_is_not_written(folder, tmp_path,
     assert not (tmp_path / "model.pt").exists()
 
 
+def test_a_file_that_cannot_be_used_again_is_not_written(folder, tmp_path, monkeypatch):
+    def specialised(images):
+        if len(images) != 3:
+            raise RuntimeError("Expected input.shape[0] to be equal to 3")
+        return torch.zeros(3, 32)
+
+    kind = export._KINDS[".pt"]._replace(read=lambda run, path: specialised)
+    monkeypatch.setitem(export._KINDS, ".pt", kind)
+    with pytest.raises(ValueError, match=r"model.pt: cannot be used again: RuntimeError: Expected input"):
+        export_run(folder, tmp_path / "model.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_a_run_that_embeds_as_nan_is_refused(folder, tmp_path):
     best = folder / "checkpoint" / "best.pt"
     state = torch.load(best, weights_only=True)
