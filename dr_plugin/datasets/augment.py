@@ -156,12 +156,16 @@ class BatchAugment:
     def _normalized(self, images: Tensor) -> Tensor:
         device = images.device
         if device not in self._constants:  # kept, because a copy at each batch would wait for a GPU
-            mean, std = torch.tensor([self.mean, self.std], dtype=torch.float64)
-            constants = torch.stack((1 / (255 * std), -mean / std)).float()
-            self._constants[device] = constants.view(2, 3, 1, 1).to(device)
+            self._constants[device] = normalization(self.mean, self.std).to(device)
         scale, bias = self._constants[device]
         # In place: the float32 batch is ours. The layout comes last because arithmetic is faster before.
         return images.float().mul_(scale).add_(bias).contiguous(memory_format=self.memory_format)
+
+
+def normalization(mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Scale and bias (2, 3, 1, 1) float32: of pixels x in 0..255, x scale + bias is (x / 255 - mean) / std."""
+    means, deviations = torch.tensor([list(mean), list(std)], dtype=torch.float64)
+    return torch.stack((1 / (255 * deviations), -means / deviations)).float().view(2, 3, 1, 1)
 
 
 def shift_flip(images: Tensor, down: Tensor, right: Tensor, flips: Tensor) -> Tensor:
