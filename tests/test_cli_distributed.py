@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,11 @@ def recipe(tmp_path_factory):
     return path
 
 
-def start(*arguments):
+@contextmanager
+def started(*arguments):
+    """The command in a process group of its own, which is gone after the block."""
     command = [sys.executable, "-m", "dr_plugin", "run", "--device", "cpu", *map(str, arguments)]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -71,6 +74,11 @@ def start(*arguments):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
+    try:
+        yield process
+    finally:
+        process.terminate()  # torchrun ends its own
+        process.wait()
 
 
 def kill_rank(rank, folder, least):
@@ -103,8 +111,8 @@ def figures(folder):
 def whole(recipe, tmp_path_factory):
     """A run on two processes that nothing interrupted, and what it printed."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    process = start(recipe, "--nproc", 2, "--output", folder)
-    out, errors = process.communicate(timeout=600)
+    with started(recipe, "--nproc", 2, "--output", folder) as process:
+        out, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     return folder, out
 
@@ -119,14 +127,14 @@ def test_command_trains_on_two_processes_and_prints_once(whole):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes in /proc")
 def test_killed_rank_is_told_and_the_run_goes_on_to_the_same_figures(whole, recipe, tmp_path):
     folder = tmp_path / "run"
-    process = start(recipe, "--nproc", 2, "--output", folder)
-    kill_rank(1, folder, 10)
-    _, errors = process.communicate(timeout=600)
+    with started(recipe, "--nproc", 2, "--output", folder) as process:
+        kill_rank(1, folder, 10)
+        _, errors = process.communicate(timeout=600)
     assert process.returncode == 1
     assert "ended by SIGKILL" in errors
     assert f"go on with: dr-run --nproc 2 --resume {folder}" in " ".join(errors.split())
-    process = start("--nproc", 2, "--resume", folder)
-    _, errors = process.communicate(timeout=600)
+    with started("--nproc", 2, "--resume", folder) as process:
+        _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert figures(folder) == figures(whole[0])
 
@@ -134,9 +142,9 @@ def test_killed_rank_is_told_and_the_run_goes_on_to_the_same_figures(whole, reci
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes in /proc")
 def test_elastic_restart_goes_on_from_the_last_checkpoint(whole, recipe, tmp_path):
     folder = tmp_path / "run"
-    process = start(recipe, "--nproc", 2, "--max-restarts", 1, "--output", folder)
-    kill_rank(1, folder, 10)
-    _, errors = process.communicate(timeout=600)
+    with started(recipe, "--nproc", 2, "--max-restarts", 1, "--output", folder) as process:
+        kill_rank(1, folder, 10)
+        _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert figures(folder) == figures(whole[0])
 
