@@ -36,6 +36,7 @@ def _run(
     device: str,
     output: Path | None,
     resume: Path | None,
+    previous: bool,
     check: bool,
 ) -> None:
     from dr_plugin.experiments.recipe import RecipeError
@@ -44,6 +45,8 @@ def _run(
         raise RecipeError(
             "--resume: goes on with the run's own recipe and folder; expected no --set and no --output"
         )
+    if previous and resume is None:
+        raise RecipeError("--previous: goes on with an earlier run; expected --resume DIR beside it")
     if recipe is None and resume is None:
         raise RecipeError(
             "RECIPE: got nothing, expected a recipe's path or a shipped recipe's name (see: dr recipes)"
@@ -58,11 +61,15 @@ def _run(
             raise RecipeError(
                 f"--resume: {resume} was made by another recipe than {recipe}; leave the recipe out to go on"
             )
+    if previous and _kind(loaded) != "experiment":
+        raise RecipeError(
+            f"--previous: {resume} is a {_kind(loaded)}, expected one run: the one whose checkpoint is damaged"
+        )
     if check:
         click.echo(f"{loaded.name}: the recipe is good")
         return  # load_recipe has checked each point of a sweep
     folder = resume or output or free_folder(loaded.name)
-    work(loaded, folder, device, resume=resume is not None)
+    work(loaded, folder, device, resume=resume is not None, previous=previous)
 
 
 def work(
@@ -71,11 +78,22 @@ def work(
     device: str | list[str],
     *,
     resume: bool,
+    previous: bool = False,
     again: str = "dr-run",
 ) -> None:
-    """Run what the recipe asks for in the folder and show its figures; ``again`` is the command that goes on."""
+    """Run what the recipe asks for in the folder and show its figures.
+
+    Args:
+        recipe: Of any kind.
+        folder: Where to.
+        device: One, or several for a comparison.
+        resume: Go on with what is there.
+        previous: From the checkpoint before the last; for an experiment alone.
+        again: The command that goes on.
+    """
     click.echo(f"{recipe.name}: working in {folder}")
-    result = _experiment(recipe, folder, device, resume, again)
+    how = {"resume": resume, "previous": True} if previous else {"resume": resume}
+    result = _experiment(recipe, folder, device, again, how)
     print_figures(result.metrics)
     click.echo(f"report: {result.report}")
 
@@ -86,6 +104,11 @@ def _load(source: str | Path, overrides: tuple[str, ...] = ()) -> "Recipe | Tabl
     from dr_plugin.experiments.recipe import load_recipe
 
     return load_table(source, overrides) if is_table(source) else load_recipe(source, overrides)
+
+
+def _kind(recipe: "Recipe | TableRecipe") -> str:
+    """experiment, sweep, comparison or table."""
+    return str(getattr(recipe, "kind", "table"))
 
 
 def _runner(
@@ -105,9 +128,10 @@ def _runner(
 
 
 def _experiment(
-    recipe: "Recipe | TableRecipe", folder: Path, device: str | list[str], resume: bool, again: str
+    recipe: "Recipe | TableRecipe", folder: Path, device: str | list[str], again: str, how: dict[str, bool]
 ) -> "Result | SweepResult | ComparisonResult | TableResult":
     """Run what the recipe asks for; where it is cut off from outside, say how to go on."""
+    from dr_plugin.atomic import WriteError
     from dr_plugin.experiments.trainer import TrainingError
 
     def hint() -> str:
@@ -115,9 +139,11 @@ def _experiment(
 
     try:
         with reporter() as shown:
-            return _runner(recipe)(recipe, folder, device=device, resume=resume, reporter=shown)
+            return _runner(recipe)(recipe, folder, device=device, reporter=shown, **how)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted{hint()}") from None
+    except WriteError as error:
+        raise WriteError(f"{error}{hint()}") from error
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -140,6 +166,11 @@ def _experiment(
 @click.option(
     "--resume", type=click.Path(path_type=Path), metavar="DIR", help="Go on with an interrupted run."
 )
+@click.option(
+    "--previous",
+    is_flag=True,
+    help="With --resume: from the checkpoint before the last, where that is damaged.",
+)
 @click.option("--check", is_flag=True, help="Only check the recipe; touch no data.")
 @click.version_option(__version__, package_name="dr-plugin")
 def run(
@@ -148,10 +179,11 @@ def run(
     device: str,
     output: Path | None,
     resume: Path | None,
+    previous: bool,
     check: bool,
 ) -> None:
     """Run the experiment, sweep, comparison or table of RECIPE.
 
     RECIPE is a YAML file, or the name of a recipe that came with the package.
     """
-    guarded(lambda: _run(recipe, overrides, device, output, resume, check))
+    guarded(lambda: _run(recipe, overrides, device, output, resume, previous, check))

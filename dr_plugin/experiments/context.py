@@ -13,6 +13,8 @@ from .evaluate import Embedder
 from .journal import Journal, Reporter
 from .recipe import Recipe
 
+LAST, PREVIOUS, PREVIOUS_BEST = "last.pt", "previous.pt", "previous_best.pt"  # in checkpoint/
+
 
 @dataclass
 class Context:
@@ -28,12 +30,22 @@ class Context:
     @property
     def last(self) -> Path:
         """The checkpoint to resume from."""
-        return self.folder / "checkpoint" / "last.pt"
+        return self.folder / "checkpoint" / LAST
+
+    @property
+    def previous(self) -> Path:
+        """The one before."""
+        return self.folder / "checkpoint" / PREVIOUS
 
     @property
     def best(self) -> Path:
         """The best trunk by selection precision, of the present stage."""
         return self.folder / "checkpoint" / "best.pt"
+
+    @property
+    def previous_best(self) -> Path:
+        """The one before, which a run needs that goes on from the checkpoint before the last."""
+        return self.folder / "checkpoint" / PREVIOUS_BEST
 
     def embedder(self) -> Embedder:
         """Embeds packed images as the recipe's evaluation asks."""
@@ -46,7 +58,10 @@ class Context:
         )
 
     def save(self, stage: int, finished: list[dict[str, Any]], state: dict[str, Any]) -> None:
-        """Write ``last.pt``: the state of the running stage, the summaries of those before, the journal's position."""
+        """Write ``last.pt``: the state of the running stage, the summaries of those before, the journal's position.
+
+        The file before is ``previous.pt`` from then on.
+        """
         checkpoint.save(
             self.last,
             {
@@ -57,6 +72,7 @@ class Context:
                 "seconds": self.journal.seconds,
                 "data": data_signature(self.data),
             },
+            keep=self.previous,
         )
 
 

@@ -4,16 +4,19 @@ import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from dr_plugin.atomic import give_name
 from dr_plugin.trunks import ConvNetEmbedding
 
 from . import checkpoint
 from .assemble import build_trainer, planned_steps, stage_seed
 from .context import Context
 from .evaluate import rank
+from .interrupts import Interrupts
 from .memory import PeakMemory
 from .recipe import SoftmaxStage
 from .trainer import StageTrainer
@@ -35,6 +38,7 @@ class StageRun:
         self.best: dict[str, Any] | None = None
         self.train_seconds, self._mark = 0.0, 0.0
         self.memory = PeakMemory(context.device)
+        self.interrupts = Interrupts()
         checkpoint.seed_everything(stage_seed(context.recipe, index))
         self.trainer = build_trainer(context, index, trunk)
         self.trainer.end_of_iteration_hook, self.trainer.end_of_epoch_hook = (
@@ -50,10 +54,12 @@ class StageRun:
             self.trainer.load_state_dict(state)
             self.best, self.train_seconds = state["best"], state["train_seconds"]
             self.memory.mib = state.get("peak_memory_mib")  # an earlier version wrote none
+            self._find_best()
         gc.collect()  # what an earlier stage or run left in reference cycles would count as this one's memory
         self.memory.start()
         self._mark = time.perf_counter()
-        self.trainer.train(num_epochs=self.stage.epochs)
+        with self.interrupts:
+            self.trainer.train(num_epochs=self.stage.epochs)
         return self._finish()
 
     # -- hooks -----------------------------------------------------------------------------------------------------
@@ -67,14 +73,23 @@ class StageRun:
         if every is not None and trainer.steps_done % every == 0 and in_the_middle:
             with self._clock_stopped():
                 self._save()
+        if (
+            self.interrupts.asked and not trainer.out_of_budget
+        ):  # the budget's last step is saved when evaluated
+            self.context.reporter.note(f"interrupted after step {trainer.steps_done}: writing the checkpoint")
+            with self._clock_stopped():
+                self._save()
+            raise KeyboardInterrupt
 
     def _after_epoch(self, trainer: StageTrainer) -> None:
         every = self.stage.evaluate_every
         last = trainer.epochs_done == self.stage.epochs or trainer.out_of_budget
-        with self._clock_stopped():
-            if every and len(self.context.data.selection) and (last or trainer.epochs_done % every == 0):
-                self._evaluate(trainer)
+        with self._clock_stopped(), self.interrupts.at_once():
+            due = every and len(self.context.data.selection) and (last or trainer.epochs_done % every == 0)
+            better = due and self._evaluate(trainer)
             self._save()
+            if better:  # only now: best.pt is never ahead of last.pt, which can make it good after a kill
+                self._save_best()
 
     def _log(self, trainer: StageTrainer) -> None:
         loss = trainer.mean_loss()
@@ -99,7 +114,8 @@ class StageRun:
             epoch=trainer.epoch,
         )
 
-    def _evaluate(self, trainer: StageTrainer) -> None:
+    def _evaluate(self, trainer: StageTrainer) -> bool:
+        """Rank the selection; whether this is the best so far."""
         data, embed = self.context.data, self.context.embedder()
         embeddings = embed(self._embedding_model(), data.train, "embed selection and gallery")
         query, gallery = (embeddings[part.to(embeddings.device)] for part in (data.selection, data.fit))
@@ -112,9 +128,10 @@ class StageRun:
         self.context.reporter.note(
             f"{self.stage.name} epoch {trainer.epochs_done}: selection {self.figure} {value:.4f}"
         )
-        if self.best is None or value > self.best[self.figure]:
-            self.best = {"stage": self.stage.name, "epoch": trainer.epochs_done, **ranked.figures}
-            checkpoint.save(self.context.best, {"models": self._weights(), "best": self.best})
+        if self.best is not None and value <= self.best[self.figure]:
+            return False
+        self.best = {"stage": self.stage.name, "epoch": trainer.epochs_done, **ranked.figures}
+        return True
 
     # -- saving ----------------------------------------------------------------------------------------------------
 
@@ -123,10 +140,36 @@ class StageRun:
         state["peak_memory_mib"] = self.memory.mib
         self.context.save(self.index, self.finished, state)
 
+    def _save_best(self) -> None:
+        state = {"models": self._weights(), "best": self.best}
+        checkpoint.save(self.context.best, state, keep=self.context.previous_best)
+
+    def _find_best(self) -> None:
+        """See that best.pt is the one that the checkpoint speaks of.
+
+        It is the one before where the run was killed between the two, and a later one where the run goes on from the
+        checkpoint before the last.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        best, trainer = self.best, self.trainer
+        if best is None or _holds(self.context.best, best):
+            return
+        if best["epoch"] == trainer.epochs_done and not trainer.batches_done:
+            self._save_best()  # what was evaluated is what was just loaded
+        elif _holds(self.context.previous_best, best):
+            give_name(self.context.previous_best, self.context.best)
+        else:
+            raise ValueError(
+                f"{self.context.best}: missing, damaged or of another run, expected the weights of stage "
+                f"{best['stage']}, epoch {best['epoch']}; put them back, or start anew in another folder"
+            )
+
     def _finish(self) -> dict[str, Any]:
         weights = self._weights()
         if self.best is None:
-            checkpoint.save(self.context.best, {"models": weights, "best": None})
+            self._save_best()
         else:
             weights = checkpoint.load(self.context.best)["models"]
         self.trunk.load_state_dict(weights["trunk"])
@@ -184,3 +227,12 @@ class StageRun:
         if isinstance(self.stage, SoftmaxStage) and self.stage.features == "convnet":
             return ConvNetEmbedding(model.get_submodule("convnet"))
         return model
+
+
+def _holds(path: Path, best: dict[str, Any]) -> bool:
+    """Whether a file holds the weights of this evaluation."""
+    try:
+        found = checkpoint.load(path)["best"]
+    except (ValueError, KeyError):
+        return False
+    return found is not None and all(found.get(key) == best[key] for key in ("stage", "epoch"))
