@@ -1,4 +1,4 @@
-"""A clock that is set while a run works: durations come from a clock that nobody sets, and nothing else asks for one."""
+"""A clock that is set while a run works: durations come from one that nobody sets, and nothing else asks for one."""
 
 import ast
 import itertools
