@@ -145,6 +145,22 @@ def test_two_that_start_at_once_one_wins(tmp_path):
         assert f"in use by process {winner.pid};" in process.communicate()[1]
 
 
+def test_lock_of_a_file_that_was_removed_meanwhile_does_not_count(tmp_path, monkeypatch):
+    """Its holder removes the file between our opening it and our locking it: another process would make a new one."""
+    flock, calls = fcntl.flock, []
+
+    def late(descriptor, how):
+        if not calls:
+            (tmp_path / "run" / LOCK).unlink()
+        calls.append(how)
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with claimed(tmp_path / "run", resume=False):
+        assert len(calls) == 2
+        assert (tmp_path / "run" / LOCK).read_text() == str(os.getpid())
+
+
 def test_file_system_without_locks_is_told(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(errno.ENOLCK, "No locks available")
