@@ -1,12 +1,12 @@
 """What processes that train together exchange, on the process group of torch.distributed.
 
 All of them hold the same weights, draw the same batches and mine the same triplets; they divide the images of a batch
-among them. So each step needs one exchange beside the gradients': `gather_rows`. Every function does the obvious where
+among them (a stream is divided itself). So each step needs one exchange beside the gradients': `gather_rows`. Every function does the obvious where
 torch.distributed is not initialised: there is one process then, of rank 0.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import reduce
@@ -22,7 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 T = TypeVar("T")
 M = TypeVar("M", bound="Mergeable")
 
-_PATIENCE = timedelta(hours=2)  # that processes wait for one another: rank 0 alone writes the report
+_PATIENCE = timedelta(
+    days=1
+)  # that processes wait for one another: rank 0 alone packs images and writes the report
 
 
 class Mergeable(Protocol):
@@ -66,7 +68,7 @@ def joined() -> Iterator[None]:
 
 
 def _meet() -> None:
-    store, number, size = next(rendezvous("env://", timeout=_PATIENCE))
+    store, number, size = next(rendezvous("env://"))
     # Started anew after a loss, processes would find the addresses of those that are gone.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     dist.init_process_group(
@@ -78,8 +80,21 @@ def _meet() -> None:
     )
 
 
-def lost_another(error: RuntimeError) -> bool:
-    """Whether an exchange failed because another process is gone; Gloo says so in the text alone."""
+def check_group() -> None:
+    """See that the processes can exchange what lies on the CPU, too.
+
+    Raises:
+        ValueError: if their group is NCCL's alone.
+    """
+    if world_size() > 1 and "cpu:" not in (found := dist.get_backend_config()):
+        raise ValueError(
+            f"torch.distributed: got the backend {found}, expected one for CPUs too: "
+            'init_process_group("cpu:gloo,cuda:nccl")'
+        )
+
+
+def is_exchange_failure(error: RuntimeError) -> bool:
+    """Whether an exchange failed, mostly because another process is gone; Gloo says so in the text alone."""
     told = ("gloo", "Gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
     return world_size() > 1 and (
         isinstance(error, dist.DistError) or any(text in str(error) for text in told)
@@ -112,11 +127,19 @@ def gather_rows(rows: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     """
     if world_size() == 1:
         return rows
-    if sizes is None:
-        found = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(world_size())]
-        dist.all_gather(found, torch.tensor([len(rows)], device=rows.device))
-        sizes = [int(one) for one in found]
+    sizes = sizes_of(rows) if sizes is None else sizes
+    if len(rows) != sizes[rank()]:
+        raise ValueError(f"sizes: got {sizes[rank()]} for rank {rank()}, expected {len(rows)}, its rows")
     return cast(Tensor, _GatherRows.apply(rows, sizes))
+
+
+def sizes_of(rows: Tensor) -> list[int]:
+    """How many rows each process has."""
+    if world_size() == 1:
+        return [len(rows)]
+    found = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(world_size())]
+    dist.all_gather(found, torch.tensor([len(rows)], device=rows.device))
+    return torch.cat(found).tolist()
 
 
 def averaged(value: Tensor) -> Tensor:
@@ -138,13 +161,26 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         own.copy_(mean.view_as(own))
 
 
-def in_parallel(module: nn.Module) -> nn.Module:
-    """The module under DistributedDataParallel, which shares its weights; the module itself for one process."""
-    if world_size() == 1:
+def in_parallel(module: nn.Module, example: Tensor) -> nn.Module:
+    """The module under DistributedDataParallel, which shares its weights; the module itself for one process.
+
+    Args:
+        module: On its device.
+        example: What it can be called with, to see whether there are weights that get no gradient.
+    """
+    weights = [one for one in module.parameters() if one.requires_grad]
+    if world_size() == 1 or not weights:
         return module
-    device = next(module.parameters()).device
+    mode = module.training
+    with torch.compiler.set_stance("force_eager"):  # a compiled graph of this would be of no further use
+        module.eval()(example).sum().backward()
+    idle = any(one.grad is None for one in weights)
+    module.zero_grad()
     return DistributedDataParallel(
-        module, device_ids=None if device.type == "cpu" else [device], gradient_as_bucket_view=True
+        module.train(mode),
+        device_ids=None if example.device.type == "cpu" else [example.device],
+        gradient_as_bucket_view=True,
+        find_unused_parameters=idle,
     )
 
 
@@ -162,6 +198,31 @@ def from_first(value: T) -> T:
     values = [value]
     dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
     return values[0]
+
+
+def done_by_first(action: Callable[[], T]) -> T:
+    """What rank 0's ``action`` gives, on all processes; an exception of its is raised on all."""
+    if world_size() == 1:
+        return action()
+    answer: tuple[bool, Any] = (True, None)
+    if is_first():
+        try:
+            answer = (True, action())
+        except Exception as error:  # whatever it is, the others would wait for ever
+            answer = (False, error)
+    good, value = from_first(answer)
+    if not good:
+        raise value
+    return cast(T, value)
+
+
+def any_of(asked: bool) -> bool:
+    """Whether it is so on any process."""
+    if world_size() == 1:
+        return asked
+    found = torch.tensor(int(asked))
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return bool(found)
 
 
 def from_all(value: T) -> list[T]:

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from dr_plugin.cli import run
+from dr_plugin.experiments import launched
 
 RECIPE = """\
 seed: 1
@@ -161,6 +162,28 @@ def test_what_several_processes_cannot_run_is_refused(arguments, message):
     result = CliRunner().invoke(run, arguments)
     assert result.exit_code in (1, 2)
     assert message in result.output
+
+
+def test_folder_of_another_run_is_refused_before_torchrun_could_go_on_in_it(whole, recipe):
+    result = CliRunner().invoke(
+        run, ["--nproc", "2", "--max-restarts", "1", "--output", str(whole[0]), str(recipe)]
+    )
+    assert result.exit_code == 2
+    assert f"--output: {whole[0]} is not empty" in " ".join(result.output.split())
+
+
+def test_only_who_began_a_run_goes_on_with_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    launched.note_launch(tmp_path)
+    assert not launched.is_restart(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert launched.is_restart(tmp_path)
+    assert not launched.is_restart(tmp_path / "other")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "two")
+    assert not launched.is_restart(tmp_path)
+    launched.forget_launch(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_torchrun_with_restarts_wants_a_folder(recipe, monkeypatch):

@@ -9,6 +9,7 @@ from scipy.stats import chisquare
 from torch import nn
 
 from dr_plugin import distributed
+from dr_plugin.experiments.recipe import RecipeError
 from dr_plugin.reservoirs import ClassReservoirs, WeightedReservoir
 
 from .processes import on_ranks
@@ -23,7 +24,7 @@ def test_alone_everything_is_as_it_was():
     assert distributed.from_first("x") == "x"
     assert distributed.from_all("x") == ["x"]
     module = nn.Linear(2, 1)
-    assert distributed.in_parallel(module) is module
+    assert distributed.in_parallel(module, torch.zeros(1, 2)) is module
     with distributed.joined(), distributed.first_here_goes_first():
         assert distributed.world_size() == 1
 
@@ -92,6 +93,62 @@ def test_what_is_exchanged_is_the_same_on_all():
         "first": {"rank": 0},
         "all": [0, 1, 2],
     }
+
+
+class Idle(nn.Module):
+    """One of its layers is used."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.idle, self.norm = nn.Linear(2, 1), nn.Linear(2, 1), nn.BatchNorm1d(1)
+
+    def forward(self, x):
+        return self.norm(self.used(x))
+
+
+def trained_idle():
+    torch.manual_seed(0)
+    module = Idle()
+    parallel = distributed.in_parallel(module, torch.zeros(2, 2))
+    counted = int(module.norm.num_batches_tracked)
+    for _ in range(3):
+        parallel(torch.full((2, 2), float(distributed.rank())) + torch.eye(2)).square().sum().backward()
+    frozen = nn.Linear(2, 1).requires_grad_(False)
+    return counted, module.training, module.idle.weight.grad, distributed.in_parallel(frozen, None) is frozen
+
+
+def test_weights_that_the_loss_does_not_reach_hold_up_nobody():
+    assert on_ranks(2, trained_idle) == [(0, True, None, True)] * 2
+
+
+def fails_on_first():
+    def action():
+        raise RecipeError("one: got 1", "two: got 2")
+
+    with pytest.raises(RecipeError) as caught:
+        distributed.done_by_first(action)
+    return (
+        caught.value.lines,
+        distributed.done_by_first(distributed.rank),
+        distributed.any_of(distributed.rank() == 1),
+    )
+
+
+def test_what_the_first_does_is_known_to_all_and_so_is_its_failure():
+    assert on_ranks(2, fails_on_first) == [(["one: got 1", "two: got 2"], 0, True)] * 2
+    assert distributed.done_by_first(lambda: 3) == 3
+    assert [distributed.any_of(asked) for asked in (True, False)] == [True, False]
+
+
+def mis_sized():
+    with pytest.raises(ValueError, match="sizes: got 3 for rank"):
+        distributed.gather_rows(torch.zeros(2, 1), [3, 3])
+    assert distributed.sizes_of(torch.zeros(distributed.rank(), 2)) == [0, 1]
+    distributed.check_group()
+
+
+def test_sizes_are_checked():
+    on_ranks(2, mis_sized)
 
 
 def leave_a_file(folder):

@@ -12,7 +12,7 @@ from dr_plugin import __version__
 
 from .errors import guarded, is_out_of_memory
 from .figures import print_figures
-from .launching import is_restart, launch, may_restart
+from .launching import launch
 from .reporters import reporter
 
 if TYPE_CHECKING:  # else imported where they are used: they bring PyTorch, for which --help need not wait
@@ -42,6 +42,7 @@ class Asked:
     device: str
     output: Path | None
     resume: Path | None
+    previous: bool
 
 
 def _run(asked: Asked, check: bool, processes: int | None, restarts: int) -> None:
@@ -62,6 +63,7 @@ def _run(asked: Asked, check: bool, processes: int | None, restarts: int) -> Non
 def _run_here(asked: Asked, loaded: "Recipe | TableRecipe") -> None:
     """In this process, and in those that torchrun started with it."""
     from dr_plugin import distributed
+    from dr_plugin.experiments.launched import is_restart, may_restart
 
     if may_restart() and asked.output is None and asked.resume is None:
         raise ValueError(
@@ -70,19 +72,23 @@ def _run_here(asked: Asked, loaded: "Recipe | TableRecipe") -> None:
     with distributed.joined():
         _check_alone(loaded, distributed.world_size())
         folder = asked.resume or asked.output or distributed.from_first(free_folder(loaded.name))
-        resume = asked.resume is not None
-        if not resume and is_restart() and (folder / "recipe.yaml").is_file():
-            _see_same(folder, loaded, asked.recipe)
-            resume = True
-        work(loaded, folder, asked.device, resume=resume)
+        again = distributed.from_first(
+            is_restart(folder)
+        )  # from its last checkpoint, whatever was asked for at first
+        resume = again or asked.resume is not None
+        work(loaded, folder, asked.device, resume=resume, previous=asked.previous and not again)
 
 
 def _launch(asked: Asked, name: str, processes: int, restarts: int) -> None:
     """The same command on several processes, in a folder that all of them know."""
+    from dr_plugin.experiments.claim import check_free
+
     folder = asked.resume or asked.output or free_folder(name)
+    if asked.resume is None:
+        check_free(folder)
     arguments = ["--device", asked.device]
     if asked.resume is not None:
-        arguments += ["--resume", str(folder)]
+        arguments += ["--resume", str(folder), *(["--previous"] if asked.previous else [])]
     else:
         arguments += ["--output", str(folder), *(f"--set={one}" for one in asked.overrides)]
         arguments += ["--", str(asked.recipe)]
@@ -91,13 +97,11 @@ def _launch(asked: Asked, name: str, processes: int, restarts: int) -> None:
 
 def _check_alone(recipe: "Recipe | TableRecipe", processes: int) -> None:
     """See that what is to be run on several processes is one experiment."""
-    from dr_plugin.evaluation.table_schema import TableRecipe
     from dr_plugin.experiments.recipe import RecipeError
 
-    kind = "table" if isinstance(recipe, TableRecipe) else recipe.kind
-    if processes > 1 and kind != "experiment":
+    if processes > 1 and _kind(recipe) != "experiment":
         raise RecipeError(
-            f"{recipe.name}: got a {kind} on {processes} processes, expected one experiment: run it without --nproc"
+            f"{recipe.name}: got a {_kind(recipe)} on {processes} processes, expected one experiment: leave --nproc out"
         )
 
 
@@ -110,28 +114,24 @@ def _checked(asked: Asked) -> "Recipe | TableRecipe":
         raise RecipeError(
             "--resume: goes on with the run's own recipe and folder; expected no --set and no --output"
         )
+    if asked.previous and resume is None:
+        raise RecipeError("--previous: goes on with an earlier run; expected --resume DIR beside it")
     if recipe is None and resume is None:
         raise RecipeError(
             "RECIPE: got nothing, expected a recipe's path or a shipped recipe's name (see: dr recipes)"
         )
     if resume is None:
         return _load(str(recipe), asked.overrides)
-    if not (resume / "recipe.yaml").is_file():
-        raise RecipeError(f"--resume: {resume} holds no recipe.yaml, expected the folder of an earlier run")
     loaded = _load(resume / "recipe.yaml")
-    if recipe is not None:
-        _see_same(resume, _load(recipe), recipe)
-    return loaded
-
-
-def _see_same(folder: Path, loaded: "Recipe | TableRecipe", source: str | None) -> None:
-    """See that the folder's run is of this recipe."""
-    from dr_plugin.experiments.recipe import RecipeError
-
-    if _load(folder / "recipe.yaml") != loaded:
+    if recipe is not None and _load(recipe) != loaded:
         raise RecipeError(
-            f"--resume: {folder} was made by another recipe than {source}; leave the recipe out to go on"
+            f"--resume: {resume} was made by another recipe than {recipe}; leave the recipe out to go on"
         )
+    if asked.previous and _kind(loaded) != "experiment":
+        raise RecipeError(
+            f"--previous: {resume} is a {_kind(loaded)}, expected one run: the one whose checkpoint is damaged"
+        )
+    return loaded
 
 
 def work(
@@ -140,16 +140,27 @@ def work(
     device: str | list[str],
     *,
     resume: bool,
+    previous: bool = False,
     again: str = "dr-run",
 ) -> None:
-    """Run what the recipe asks for in the folder and show its figures; ``again`` is the command that goes on."""
+    """Run what the recipe asks for in the folder and show its figures.
+
+    Args:
+        recipe: Of any kind.
+        folder: Where to.
+        device: One, or several for a comparison.
+        resume: Go on with what is there.
+        previous: From the checkpoint before the last; for an experiment alone.
+        again: The command that goes on.
+    """
     from dr_plugin.distributed import is_first
 
+    how = {"resume": resume, "previous": True} if previous else {"resume": resume}
     if not is_first():
-        _experiment(recipe, folder, device, resume, again)
+        _experiment(recipe, folder, device, again, how)
         return
     click.echo(f"{recipe.name}: working in {folder}")
-    result = _experiment(recipe, folder, device, resume, again)
+    result = _experiment(recipe, folder, device, again, how)
     print_figures(result.metrics)
     click.echo(f"report: {result.report}")
 
@@ -160,6 +171,11 @@ def _load(source: str | Path, overrides: tuple[str, ...] = ()) -> "Recipe | Tabl
     from dr_plugin.experiments.recipe import load_recipe
 
     return load_table(source, overrides) if is_table(source) else load_recipe(source, overrides)
+
+
+def _kind(recipe: "Recipe | TableRecipe") -> str:
+    """experiment, sweep, comparison or table."""
+    return str(getattr(recipe, "kind", "table"))
 
 
 def _runner(
@@ -179,10 +195,11 @@ def _runner(
 
 
 def _experiment(
-    recipe: "Recipe | TableRecipe", folder: Path, device: str | list[str], resume: bool, again: str
+    recipe: "Recipe | TableRecipe", folder: Path, device: str | list[str], again: str, how: dict[str, bool]
 ) -> "Result | SweepResult | ComparisonResult | TableResult":
     """Run what the recipe asks for; where it is cut off from outside, say how to go on."""
-    from dr_plugin.distributed import is_first, lost_another
+    from dr_plugin.atomic import WriteError
+    from dr_plugin.distributed import is_exchange_failure, is_first
     from dr_plugin.experiments.trainer import TrainingError
 
     def hint() -> str:
@@ -190,15 +207,19 @@ def _experiment(
 
     try:
         with reporter() if is_first() else nullcontext() as shown:
-            return _runner(recipe)(recipe, folder, device=device, resume=resume, reporter=shown)
+            return _runner(recipe)(recipe, folder, device=device, reporter=shown, **how)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted{hint()}") from None
+    except WriteError as error:
+        raise WriteError(f"{error}{hint()}") from error
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and lost_another(error):
-            raise TrainingError(f"another process of this run is gone{hint()}") from error
-        if not is_out_of_memory(error):
-            raise
         reason = " ".join(str(error).splitlines()[:1]) or type(error).__name__
+        if not is_out_of_memory(error):
+            if isinstance(error, MemoryError) or not is_exchange_failure(error):
+                raise
+            raise TrainingError(
+                f"another process of this run is gone or out of reach ({reason}){hint()}"
+            ) from error
         raise TrainingError(
             f"out of memory ({reason}): start anew with a smaller batch_size or evaluation.batch_size, or free memory"
             f"{hint()}"
@@ -216,6 +237,11 @@ def _experiment(
 )
 @click.option(
     "--resume", type=click.Path(path_type=Path), metavar="DIR", help="Go on with an interrupted run."
+)
+@click.option(
+    "--previous",
+    is_flag=True,
+    help="With --resume: from the checkpoint before the last, where that is damaged.",
 )
 @click.option("--check", is_flag=True, help="Only check the recipe; touch no data.")
 @click.option(
@@ -240,6 +266,7 @@ def run(
     device: str,
     output: Path | None,
     resume: Path | None,
+    previous: bool,
     check: bool,
     processes: int | None,
     restarts: int,
@@ -248,5 +275,5 @@ def run(
 
     RECIPE is a YAML file, or the name of a recipe that came with the package.
     """
-    asked = Asked(recipe, overrides, device, output, resume)
+    asked = Asked(recipe, overrides, device, output, resume, previous)
     guarded(lambda: _run(asked, check, processes, restarts))

@@ -81,13 +81,14 @@ def open_rgb(path: str) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(
-                    f"{path}: got {image.mode!r} pixels, expected 8 bits a channel: convert the file first"
-                )
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except OSError as error:
-        raise OSError(f"cannot read image {path}: {error}") from error
+            mode = image.mode
+            if not mode.startswith(("I", "F")):
+                return ImageOps.exif_transpose(image).convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged bytes raise SyntaxError, struct.error, zlib.error and others, too
+        raise OSError(f"cannot read image {path}: {str(error) or type(error).__name__}") from error
+    raise ValueError(f"{path}: got {mode!r} pixels, expected 8 bits a channel: convert the file first")
 
 
 def first_few(names: Sequence[str], limit: int = 3) -> str:

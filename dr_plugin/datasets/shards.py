@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock
 from torch import Tensor
 from webdataset import TarWriter
 
@@ -71,24 +72,39 @@ def write_shards(
     folder = Path(folder)
     paths = [folder / name for name in names]
     fingerprint = contents.fingerprint((FORMAT, names, images_per_shard, seed))
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # another process may be at it
+        _write_shards(folder, names, fingerprint, contents, images_per_shard, seed, progress)
+    return paths
+
+
+def _write_shards(
+    folder: Path,
+    names: Sequence[str],
+    fingerprint: str,
+    contents: Contents,
+    images_per_shard: int,
+    seed: int,
+    progress: Progress | None,
+) -> None:
+    """Write them all and then meta.json, unless they are there."""
     old = read_meta(folder)
     if old is not None and old["fingerprint"] == fingerprint and _whole(folder, old):
-        return paths
-    folder.mkdir(parents=True, exist_ok=True)
+        return
     (folder / META).unlink(missing_ok=True)
     order = np.random.default_rng(seed).permutation(len(contents))
     meta = Meta(format=FORMAT, fingerprint=fingerprint, images=len(order), shards=[])
-    for number, path in enumerate(paths):
+    for number, name in enumerate(names):
         members = order[number * images_per_shard : (number + 1) * images_per_shard]
-        _write_shard(path, contents.samples(members))
-        meta["shards"].append({"name": path.name, "images": len(members), "bytes": path.stat().st_size})
+        _write_shard(folder / name, contents.samples(members))
+        size = (folder / name).stat().st_size
+        meta["shards"].append({"name": name, "images": len(members), "bytes": size})
         if progress is not None:
             progress("writing shards", number * images_per_shard + len(members), len(order))
     write_json(folder / META, meta)
     for shard in old["shards"] if old is not None else []:
         if shard["name"] not in names:
             (folder / shard["name"]).unlink(missing_ok=True)
-    return paths
 
 
 def _whole(folder: Path, meta: Meta) -> bool:

@@ -49,8 +49,8 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
       alone. Shards are dealt anew each epoch. Batch i comes from worker i % workers; every rank gives equally many.
     - **Shared** by the ranks of torch.distributed, the stream is one: each reads its part and tells the others of every
       sample but its image, so that all hold the same reservoirs and draw the same triplets, by the law of one stream.
-      The images stay with who has read them, about `byte_budget` on each rank, and go to who needs them for its share
-      of a batch. Without loader workers; all ranks must take their batches together.
+      The images stay with who has read them, about `byte_budget` on each rank if all read equally many, beside features
+      and 512 bytes of each image of all, and go to who needs them for a batch. No loader workers; in step.
     - **Bad images** (bytes that cannot be decoded, no label, NaN or no relevance) are counted, logged with shard and
       key, and skipped. A broken or truncated shard is an error always.
     - **Resume** as with the samplers: `epoch, start = stream.position` before a pass, `state_dict(epoch, start +

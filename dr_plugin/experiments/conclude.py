@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,8 +51,7 @@ def conclude(context: Context, trunk: nn.Module, stages: list[dict[str, Any]]) -
         stages: The summaries of the stages.
     """
     features = _embedded(context, trunk, "embed", train=context.recipe.evaluation.train, divided=True)
-    result = _measured(context, trunk, stages, features) if distributed.is_first() else None
-    return cast(Result, distributed.from_first(result))
+    return distributed.done_by_first(lambda: _measured(context, trunk, stages, features))
 
 
 def _measured(

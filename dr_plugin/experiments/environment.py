@@ -25,11 +25,17 @@ def pick_device(device: str) -> torch.device:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and distributed.world_size() > 1:
+    if distributed.world_size() > 1 and device.startswith("cuda"):
+        if device != "cuda":
+            raise RecipeError(
+                f"--device: got {device!r} for {distributed.world_size()} processes, expected cuda: each takes its own"
+            )
         device = f"cuda:{os.environ.get('LOCAL_RANK', distributed.rank())}"
     try:
         chosen = torch.device(device)
         torch.zeros(1, device=chosen).item()
+        if chosen.type == "cuda" and distributed.world_size() > 1:
+            torch.cuda.set_device(chosen)  # for a trunk or loss of the user's that names none
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise RecipeError(

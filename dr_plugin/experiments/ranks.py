@@ -1,25 +1,51 @@
 """What processes that train together must have in common, and what must be each one's own."""
 
+import io
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 
 from dr_plugin import distributed
 
+from . import checkpoint
 
-def check_same_batches(batches: Sequence[torch.Tensor], epoch: int) -> None:
-    """See that all processes are about to train on the same batches, and with the same random numbers.
+
+def check_divisible(models: Mapping[str, Any], miners: Mapping[str, Any]) -> None:
+    """See that several processes can divide what PML's trainers may have.
+
+    Raises:
+        ValueError: if they cannot.
+    """
+    if distributed.world_size() == 1:
+        return
+    if "subset_batch_miner" in miners:
+        raise ValueError(
+            "subset_batch_miner: got one on several processes, expected none: each has a part of a batch's images"
+        )
+    if "embedder" in models:
+        raise ValueError(
+            "models: got an embedder on several processes, expected a trunk alone: make it the trunk's last part"
+        )
+
+
+def check_same_batches(
+    batches: Sequence[torch.Tensor], miners: Mapping[str, torch.nn.Module], device: torch.device, epoch: int
+) -> None:
+    """See that all processes are about to train on the same batches, with the same random numbers and miners.
 
     Raises:
         ValueError: if they are not: a sampler or a miner draws from what differs between processes.
     """
     if distributed.world_size() == 1:
         return
-    drawn = torch.cat([*batches, torch.get_rng_state()])
-    found = distributed.from_all(zlib.crc32(drawn.numpy().tobytes()))
+    state = [checkpoint.module_state(miner) for miner in miners.values()]
+    drawn = io.BytesIO()
+    torch.save([list(batches), checkpoint.generators_state(device), state], drawn)
+    found = distributed.from_all(zlib.crc32(drawn.getvalue()))
     if other := next((number for number, one in enumerate(found) if one != found[0]), 0):
         raise ValueError(
             f"ranks 0 and {other} drew other batches for epoch {epoch}, expected the same on all: seed the sampler and "

@@ -5,8 +5,9 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from dr_plugin.atomic import replacing, write_text
+from dr_plugin.atomic import WriteError, replacing, write_text
 
+from .claim import claimed
 from .journal import Reporter
 from .recipe import Recipe, RecipeError
 from .run import run_experiment
@@ -68,6 +69,7 @@ def train(run: PlannedRun, shared: bool, device: str, reporter: Reporter) -> str
 
     Raises:
         RecipeError: if folder, device or data do not fit.
+        WriteError: if something cannot be written.
     """
     folder = run.source if shared else run.folder
     report = folder / "failure.txt"
@@ -79,7 +81,7 @@ def train(run: PlannedRun, shared: bool, device: str, reporter: Reporter) -> str
             if not run.is_begun:
                 _begin(run)
             _experiment(run.recipe, folder, device, reporter)
-    except RecipeError:
+    except (RecipeError, WriteError):  # a full disk is full for the others too
         raise
     except (TrainingError, ValueError) as error:  # ValueError: what was trained cannot be evaluated
         return str(error)
@@ -103,7 +105,8 @@ def _begin(run: PlannedRun) -> None:
     """Make the run's folder as it is after the shared stages; take away what a run leaves that was killed earlier."""
     folder = run.folder
     if folder.exists():
-        (folder / "recipe.yaml.partial").unlink(missing_ok=True)
+        with claimed(folder, resume=False):
+            (folder / "recipe.yaml.partial").unlink(missing_ok=True)
         folder.rmdir()
     if run.shared is None:
         return

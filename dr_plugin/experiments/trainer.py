@@ -20,7 +20,7 @@ from dr_plugin.datasets import BatchAugment, PackedImages
 from . import checkpoint, trainer_state
 from .averaging import AveragedWeights
 from .epoch_order import EpochOrder
-from .ranks import check_same_batches, noise_of_rank
+from .ranks import check_divisible, check_same_batches, noise_of_rank
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -42,7 +42,7 @@ class StageTrainer(BaseTrainer):
       - the losses of the last step are still there in ``end_of_epoch_hook``;
       - there is no ``DataLoader``: its arguments are refused;
       - on several processes (torchrun), all draw the same batches and each takes its share of a batch's images through
-        the network. A batch, its triplets and its loss are the same on any number of them.
+        the network. A batch and its triplets are the same on any number of them.
 
     Args:
         augment: Turns a uint8 batch into the network's input.
@@ -91,7 +91,10 @@ class StageTrainer(BaseTrainer):
         self.scaler = torch.amp.GradScaler(self.data_device.type, enabled=precision == "float16")
         self.loss_sum, self.loss_count = torch.zeros((), device=self.data_device), 0
         trunk = self.models["trunk"]
-        self.network = distributed.in_parallel(self.trained_part())
+        size = augment.image_size
+        self.network = distributed.in_parallel(
+            self.trained_part(), torch.zeros(2, 3, size, size, device=self.data_device)
+        )
         self.averaged = AveragedWeights(trunk, averaged_decay) if averaged_decay is not None else None
         self.order = EpochOrder(self.sampler, len(self.dataset), int(self.batch_size), seed)
         self.steps_per_epoch = self.order.batches_per_epoch
@@ -100,10 +103,7 @@ class StageTrainer(BaseTrainer):
                 f"got {len(self.dataset)} images and batch size {self.batch_size}, expected at least one whole batch; "
                 "lower batch_size"
             )
-        if "subset_batch_miner" in self.mining_funcs and distributed.world_size() > 1:
-            raise ValueError(
-                "subset_batch_miner: got one on several processes, expected none: each has a part of a batch's images"
-            )
+        check_divisible(self.models, self.mining_funcs)
 
     def trained_part(self) -> nn.Module:
         """What maps images to what the loss looks at, and is trained."""
@@ -126,7 +126,7 @@ class StageTrainer(BaseTrainer):
             self.set_to_train()
             if not self.batches:
                 self.batches = self.order.batches(epoch)
-            check_same_batches(self.batches, epoch)
+            check_same_batches(self.batches, self.mining_funcs, self.data_device, epoch)
             self.iterations_per_epoch = len(self.batches)
             for iteration in range(self.batches_done, len(self.batches)):
                 self.iteration = iteration
@@ -196,7 +196,7 @@ class StageTrainer(BaseTrainer):
 
     def get_trunk_output(self, data: torch.Tensor) -> torch.Tensor:
         """What the network makes of this process's images."""
-        return self.network(data)  # type: ignore[no-any-return]
+        return self.network(c_f.to_device(data, dtype=self.dtype))  # type: ignore[no-any-return]
 
     def compute_embeddings(self, data: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, D) of all processes' images in float32, whatever the precision of the forward pass."""

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -60,15 +60,28 @@ class Worker:
         return text
 
     def stop(self) -> None:
-        """End the process now."""
-        self._process.terminate()
-        self._process.join()
+        """End the process: one that trains finishes its step and saves."""
+        stop_all([self])
 
 
 def first_done(workers: Iterable[Worker]) -> Worker:
     """Wait until one of the workers has an answer or is gone."""
     by_answer = {worker._answer: worker for worker in workers}
     return by_answer[wait(list(by_answer))[0]]  # type: ignore[index]  # wait gives back what it was given
+
+
+def stop_all(workers: Collection[Worker]) -> None:
+    """End the processes: those that train finish their step and save, unless another interrupt comes meanwhile."""
+    processes = [worker._process for worker in workers]
+    for process in processes:
+        process.terminate()
+    try:
+        for process in processes:
+            process.join()
+    except KeyboardInterrupt:
+        for process in processes:
+            process.kill()
+        raise
 
 
 def _work(
@@ -79,11 +92,16 @@ def _work(
     device: str,
 ) -> None:
     _end_with_parent()
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # which a stage that trains puts off to its step's end
     torch.set_num_threads(threads)
     try:
         answer.send(function(*arguments, device, SilentReporter()))
     except RecipeError as error:
         answer.send(error.lines)
+    except KeyboardInterrupt:  # who started this one knows
+        return
     except Exception as error:  # whatever it is, the others go on
         answer.send(f"{type(error).__name__}: {error}")
 

@@ -43,8 +43,9 @@ class GatheredLoss(nn.Module):
             raise ValueError(
                 "indices_tuple: got one, expected None: it means the rows of one process; give GatheredLoss the miner"
             )
-        embeddings = distributed.gather_rows(embeddings)
-        labels = distributed.gather_rows(torch.as_tensor(labels, device=embeddings.device))
+        sizes = distributed.sizes_of(embeddings)
+        labels = distributed.gather_rows(torch.as_tensor(labels, device=embeddings.device), sizes)
+        embeddings = distributed.gather_rows(embeddings, sizes)
         found = None if self.miner is None else self.miner(embeddings, labels)
         loss: Tensor = self.loss(embeddings, labels, found)
         return loss

@@ -1,6 +1,6 @@
 """Each process's share of the batches that a sampler draws for all of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Any
 
 from torch.utils.data import BatchSampler
@@ -14,16 +14,16 @@ class DistributedBatchSampler(BatchSampler):
 
     For loops of your own under DistributedDataParallel; recipes divide their batches by themselves. The sampler must
     give the same batches on every process (the same seed everywhere, not the rank): then no image comes twice, all have
-    equally many batches, and the batches of all processes together, in rank order, are those of one process. Alone, the
-    sampler's batches.
+    equally many batches, and the batches of all processes together, in rank order, are those of one process. A last
+    batch that is too short for all to have a part of it is left out. Alone, the sampler's batches.
 
     Args:
         sampler: A batch sampler, such as `ReservoirTripletSampler` or PyTorch's `BatchSampler` over a seeded sampler.
             Its `set_epoch` and its state are used as without this class.
         group: Images that stay together: 3 for packaged triplets.
     Raises:
-        ValueError: if `group` is not at least 1; from a pass, if a batch is no whole number of groups or has fewer
-            groups than there are processes.
+        ValueError: if `group` is not at least 1; from a pass, if a batch is no whole number of groups, or one that is
+            not the last has fewer groups than there are processes.
     Example:
         >>> from torch.utils.data import BatchSampler
         >>> list(DistributedBatchSampler(BatchSampler(range(6), 6, drop_last=True), group=3))  # one process
@@ -37,11 +37,17 @@ class DistributedBatchSampler(BatchSampler):
 
     def __len__(self) -> int:
         """Batches an epoch, on each process."""
-        return len(self._batches)
+        count, plain = len(self._batches), self._batches
+        if isinstance(plain, BatchSampler) and not plain.drop_last and isinstance(plain.sampler, Sized):
+            last = len(plain.sampler) % plain.batch_size
+            count -= type(plain) is BatchSampler and 0 < last < self.group * distributed.world_size()
+        return count
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self._batches:
+        for number, batch in enumerate(self._batches):
             groups, rest = divmod(len(batch), self.group)
+            if number == len(self):
+                return
             if rest or groups < distributed.world_size():
                 raise ValueError(
                     f"sampler: got a batch of {len(batch)} for {distributed.world_size()} processes in groups of "

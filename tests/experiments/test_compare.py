@@ -290,6 +290,12 @@ def test_ctrl_c_ends_all_processes_in_one_line(recipe_path, tmp_path):
         process.kill()
     assert process.returncode == 130
     assert errors.split() == f"interrupted; go on with: dr compare --resume {folder}".split()
+    for run in (
+        folder / "runs"
+    ).iterdir():  # each worker has finished its step and saved it, or was between epochs
+        state, records = checkpoint.load(run / "checkpoint" / "last.pt"), run / "metrics.jsonl"
+        step = json.loads(records.read_text().splitlines()[-1])["step"]
+        assert step % 4 == 0 or state["journal_size"] == records.stat().st_size
     while group_is_alive(process.pid):  # multiprocessing's resource tracker ends a moment later
         assert time.monotonic() < deadline
         time.sleep(0.05)

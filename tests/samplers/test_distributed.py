@@ -50,13 +50,24 @@ def test_no_image_comes_twice_on_any_process():
     assert sorted(chain(*on_ranks(3, no_image_twice))) == list(range(40))
 
 
+def short_end():
+    shares = DistributedBatchSampler(BatchSampler(range(31), 10, False))
+    return len(shares), list(shares)
+
+
+def test_last_batch_too_short_for_all_is_left_out():
+    for number, (length, found) in enumerate(on_ranks(2, short_end)):
+        assert length == len(found) == 3
+        assert found[0] == list(range(5 * number, 5 * number + 5))
+
+
 def refused():
     with pytest.raises(
         ValueError, match="sampler: got a batch of 4 for 2 processes in groups of 3, expected whole"
     ):
         list(DistributedBatchSampler(BatchSampler(range(4), 4, False), group=3))
     with pytest.raises(ValueError, match="sampler: got a batch of 3 for 2 processes in groups of 3"):
-        list(DistributedBatchSampler(BatchSampler(range(3), 3, False), group=3))
+        list(DistributedBatchSampler(BatchSampler(range(6), 3, False), group=3))
 
 
 def test_batches_that_cannot_be_divided_are_refused():
