@@ -1,8 +1,8 @@
 """What processes that train together exchange, on the process group of torch.distributed.
 
 All of them hold the same weights, draw the same batches and mine the same triplets; they divide the images of a batch
-among them (a stream is divided itself). So each step needs one exchange beside the gradients': `gather_rows`. Every function does the obvious where
-torch.distributed is not initialised: there is one process then, of rank 0.
+among them (a stream is divided itself). So each step needs one exchange beside the gradients': `gather_rows`. Every
+function does the obvious where torch.distributed is not initialised: there is one process then, of rank 0.
 """
 
 import os
