@@ -1,6 +1,5 @@
 """What processes that train together must have in common, and what must be each one's own."""
 
-import io
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from dr_plugin import distributed
 from . import checkpoint
 
 
-def check_divisible(models: Mapping[str, Any], miners: Mapping[str, Any]) -> None:
+def check_divisible(models: Mapping[str, torch.nn.Module], miners: Mapping[str, Any]) -> None:
     """See that several processes can divide what PML's trainers may have.
 
     Raises:
@@ -26,7 +25,8 @@ def check_divisible(models: Mapping[str, Any], miners: Mapping[str, Any]) -> Non
         raise ValueError(
             "subset_batch_miner: got one on several processes, expected none: each has a part of a batch's images"
         )
-    if "embedder" in models:
+    embedder = models.get("embedder")  # PML puts one without weights where there is none
+    if embedder is not None and any(True for _ in embedder.parameters()):
         raise ValueError(
             "models: got an embedder on several processes, expected a trunk alone: make it the trunk's last part"
         )
@@ -43,14 +43,27 @@ def check_same_batches(
     if distributed.world_size() == 1:
         return
     state = [checkpoint.module_state(miner) for miner in miners.values()]
-    drawn = io.BytesIO()
-    torch.save([list(batches), checkpoint.generators_state(device), state], drawn)
-    found = distributed.from_all(zlib.crc32(drawn.getvalue()))
+    found = distributed.from_all(_checksum([list(batches), checkpoint.generators_state(device), state]))
     if other := next((number for number, one in enumerate(found) if one != found[0]), 0):
         raise ValueError(
             f"ranks 0 and {other} drew other batches for epoch {epoch}, expected the same on all: seed the sampler and "
             "the miner with a number of their own, not with the rank or the time"
         )
+
+
+def _checksum(value: Any, before: int = 0) -> int:
+    """Of nested plain values and tensors."""
+    if isinstance(value, torch.Tensor):
+        return zlib.crc32(
+            value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes(), before
+        )
+    if isinstance(value, Mapping):
+        value = [part for pair in value.items() for part in pair]
+    if not isinstance(value, list | tuple):
+        return zlib.crc32(repr(value).encode(), before)
+    for part in value:
+        before = _checksum(part, before)
+    return before
 
 
 @contextmanager

@@ -196,7 +196,8 @@ class StageTrainer(BaseTrainer):
 
     def get_trunk_output(self, data: torch.Tensor) -> torch.Tensor:
         """What the network makes of this process's images."""
-        return self.network(c_f.to_device(data, dtype=self.dtype))  # type: ignore[no-any-return]
+        data = c_f.to_device(data, device=self.data_device, dtype=self.dtype)
+        return self.network(data)  # type: ignore[no-any-return]
 
     def compute_embeddings(self, data: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, D) of all processes' images in float32, whatever the precision of the forward pass."""

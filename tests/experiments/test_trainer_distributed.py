@@ -191,6 +191,9 @@ def refused(folder):
     trainer = ranking(dataset, DeepRankingLoss(0.2), sampler=OfRank(range(48), 12, drop_last=True))
     with pytest.raises(ValueError, match="ranks 0 and 1 drew other batches for epoch 1, expected the same"):
         trainer.train(num_epochs=1)
+    with pytest.raises(ValueError, match="models: got an embedder on several processes"):
+        models = {"trunk": network(), "embedder": nn.Linear(8, 8)}
+        ranking(dataset, DeepRankingLoss(0.2), models=models)
     with pytest.raises(ValueError, match="subset_batch_miner: got one on several processes"):
         ranking(dataset, DeepRankingLoss(0.2), mining_funcs={"subset_batch_miner": miners.HDCMiner()})
 
