@@ -277,17 +277,19 @@ def test_ctrl_c_ends_all_processes_in_one_line(recipe_path, tmp_path):
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    journal = folder / "runs" / "contrastive-seed4" / "metrics.jsonl"
-    deadline = time.monotonic() + 300
-    while not (journal.exists() and b"ranking" in journal.read_bytes()):
-        assert process.poll() is None, process.communicate()[1].decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
     try:
-        errors = process.communicate(timeout=120)[1].decode()
+        journal = folder / "runs" / "contrastive-seed4" / "metrics.jsonl"
+        deadline = time.monotonic() + 600
+        while not (journal.exists() and b"ranking" in journal.read_bytes()):
+            assert process.poll() is None, process.communicate()[1].decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        errors = process.communicate(timeout=300)[1].decode()
     finally:
-        process.kill()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
     assert process.returncode == 130
     assert errors.split() == f"interrupted; go on with: dr compare --resume {folder}".split()
     for run in (
