@@ -139,12 +139,11 @@ def built(
     source: str, stage: str, overrides: Sequence[str], steps: int, device: torch.device
 ) -> StageTrainer:
     """The stage's trainer with the hooks of a run, one epoch of which has so many steps."""
-    more = [f"data.cache={scratch_folder()}", f"stages.{stage}.epochs=4", "checkpoint.every_steps=null"]
-    recipe = load_recipe(source, [*overrides, *more])
-    names = [part.name for part in recipe.stages]
+    names = [part.name for part in load_recipe(source, overrides).stages]
     if stage not in names:
         raise RecipeError(f"--stage: got {stage}, expected one of {', '.join(names)}")
-    index = names.index(stage)
+    more = [f"data.cache={scratch_folder()}", f"stages.{stage}.epochs=4", "checkpoint.every_steps=null"]
+    recipe, index = load_recipe(source, [*overrides, *more]), names.index(stage)
     data = random_data(recipe, steps * recipe.stages[index].batch_size)
     context = Context(recipe, scratch_folder(), data, device, SilentReporter(), SilentJournal())
     trainer = StageRun(context, index, initial_trunk(recipe), []).trainer

@@ -34,20 +34,18 @@ from dr_plugin.metrics import precision_at_k
 from dr_plugin.metrics.knn import nearest
 from dr_plugin.trunks import SmallConvNet
 
-FULL = {"images": 6000, "size": 48, "batch_size": 150}
-QUICK = {"images": 600, "size": 8, "batch_size": 12}
-
-CLASSES = 20
+FULL = {"images": 6000, "classes": 20, "size": 48, "batch_size": 150}
+QUICK = {"images": 600, "classes": 4, "size": 8, "batch_size": 12}
 
 
-def make_images(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def make_images(count: int, classes: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, 3, size, size) of stripes under noise, whose direction is the class's; labels (N,)."""
     random = np.random.default_rng(seed)
-    labels = random.integers(0, CLASSES, count)
+    labels = random.integers(0, classes, count)
     rows, columns = np.mgrid[:size, :size] / size
     images = np.empty((count, 3, size, size), np.uint8)
     for index, label in enumerate(labels):
-        turn = np.pi * label / CLASSES
+        turn = np.pi * label / classes
         along = rows * np.sin(turn) + columns * np.cos(turn)
         stripes = np.sin(2 * np.pi * (size / 8 * along + random.random()))
         noise = random.normal(0, 70, (3, size, size))
@@ -77,6 +75,7 @@ class Shards(NamedTuple):
     """Images written as shards, and what a stream of them needs to know."""
 
     folder: Path
+    classes: int
     size: int
     batch_size: int
     budget: int
@@ -88,13 +87,14 @@ class Shards(NamedTuple):
 
 
 @cache
-def shards(count: int, size: int, batch_size: int) -> Shards:
+def shards(count: int, classes: int, size: int, batch_size: int) -> Shards:
     """So many images as 12 shards, with a byte budget of a tenth of them."""
-    folder, (images, labels) = scratch_folder(), make_images(count, size, seed=0)
+    folder, (images, labels) = scratch_folder(), make_images(count, classes, size, seed=0)
     write_shards(images, labels, folder, relevance=RandomTotals(count), images_per_shard=-(-count // 12))
     bytes_ = [len(sample.image) for shard in find_shards(folder) for sample in read_shard(shard)]
     budget = sum(bytes_) // 10
-    return Shards(folder, size, batch_size, budget, max(1, budget // int(np.mean(bytes_) + OVERHEAD)))
+    held = max(1, budget // int(np.mean(bytes_) + OVERHEAD))
+    return Shards(folder, classes, size, batch_size, budget, held)
 
 
 def train(long: Shards) -> dict[str, float]:
@@ -102,7 +102,7 @@ def train(long: Shards) -> dict[str, float]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     trunk = torch.nn.Sequential(SmallConvNet(), torch.nn.LazyLinear(32))
-    images, labels = (torch.from_numpy(array) for array in make_images(1000, long.size, seed=1))
+    images, labels = (torch.from_numpy(array) for array in make_images(1000, long.classes, long.size, seed=1))
     with torch.no_grad():
         trunk(images[:2] / 255)
     optimizer = torch.optim.Adam(trunk.parameters(), lr=1e-3)
@@ -153,22 +153,22 @@ def webdataset_pass(long: Shards) -> int:
     return sum(len(labels) for _, labels in pipeline)
 
 
-def sides(*, N: int, px: int, B: int, device: torch.device) -> Sides:
+def sides(*, N: int, C: int, px: int, B: int, device: torch.device) -> Sides:
     """Both sides read every image about once, and decode as many."""
-    long = shards(N, px, B)
+    long = shards(N, C, px, B)
     stream = long.stream()
     return Sides(lambda: sum(len(labels) for _, labels in stream), lambda: webdataset_pass(long), (N, N))
 
 
-def cases(*, images: int, size: int, batch_size: int) -> list[Case]:
+def cases(*, images: int, classes: int, size: int, batch_size: int) -> list[Case]:
     against = "WebDataset, shuffle buffer of as many images"
-    sizes = {"N": images, "px": size, "B": batch_size}
+    sizes = {"N": images, "C": classes, "px": size, "B": batch_size}
     return [Case("data pipeline", "TripletStream", against, sides, sizes, unit="image")]
 
 
 def extras(sizes: dict[str, Any]) -> None:
     """Memory and learning, each row in a fresh process, where nothing was allocated before."""
-    count, rest = sizes["images"], (sizes["size"], sizes["batch_size"])
+    count, rest = sizes["images"], (sizes["classes"], sizes["size"], sizes["batch_size"])
     long = shards(count, *rest)
     rows = []
     for name, part in (

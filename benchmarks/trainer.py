@@ -1,7 +1,7 @@
 """A step of the trainer against a bare PyTorch loop with the same trunk, batches, precision, miner, loss and data,
 and against PML's own trainer on the same images and augmentation, B a batch.
 
-Target: at least 0.95 of the bare loop. Random 64 px images stand in for a data set: their content costs nothing
+Target: at least 0.95 of the bare loop. Random images stand in for a data set: their content costs nothing
 either way. PML's MetricLossOnly knows no autocast: it is compared in float32 only. Its loader takes images of the
 same pack one by one, without worker processes, which would have to be started at each call.
 """
@@ -31,6 +31,7 @@ BARE, PML = "a bare loop", "PML MetricLossOnly"
 FULL = {
     "batch_size": 100,
     "steps": 20,  # in one epoch, the unit that is timed
+    "size": 64,
     "precision": "float32",
     "batch_curve": [25, 50, 100, 200],
     "curve_steps": 5,
@@ -38,6 +39,7 @@ FULL = {
 QUICK = {
     "batch_size": 8,
     "steps": 2,
+    "size": 32,
     "precision": "float32",
     "batch_curve": [4, 8, 12],
     "curve_steps": 1,
@@ -45,12 +47,12 @@ QUICK = {
 
 
 class RandomImages:
-    """64 px images without content, 20 classes."""
+    """Images without content, 20 classes."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, px: int) -> None:
         self.labels = [index % 20 for index in range(count)]
         generator = torch.Generator().manual_seed(0)
-        self.images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=generator)
+        self.images = torch.randint(0, 256, (count, 3, px, px), dtype=torch.uint8, generator=generator)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,21 +62,21 @@ class RandomImages:
 
 
 def parts(
-    device: torch.device,
+    px: int, device: torch.device
 ) -> tuple[nn.Module, torch.optim.Optimizer, nn.Module, nn.Module, BatchAugment]:
     """Trunk, optimizer, miner, loss and augmentation, alike for both loops."""
     torch.manual_seed(0)
     network = SmallResNet((1, 1, 1, 1), width=32, stem="strided")
-    trunk = DeepRankingTrunk(network, embedding_size=128, input_size=64).to(device)
+    trunk = DeepRankingTrunk(network, embedding_size=128, input_size=px).to(device)
     trunk = trunk.to(memory_format=torch.channels_last)
-    augment = BatchAugment(64, pixel_shift=6, horizontal_flip=True, memory_format=torch.channels_last)
+    augment = BatchAugment(px, pixel_shift=6, horizontal_flip=True, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(trunk.parameters(), lr=0.01, momentum=0.9, nesterov=True)
     return trunk, optimizer, UniformTripletMiner(triplets_per_query=8), DeepRankingLoss(gap=0.2), augment
 
 
 def bare_loop(data: PackedImages, batch: int, precision: str, device: torch.device) -> Callable[[], None]:
     """One epoch, written out by hand."""
-    trunk, optimizer, miner, loss, augment = parts(device)
+    trunk, optimizer, miner, loss, augment = parts(data.image_size[0], device)
     generator = torch.Generator().manual_seed(0)
     dtype = getattr(torch, precision)
 
@@ -97,7 +99,7 @@ def bare_loop(data: PackedImages, batch: int, precision: str, device: torch.devi
 
 def our_trainer(data: PackedImages, batch: int, precision: str, device: torch.device) -> Callable[[], None]:
     """One epoch of the trainer."""
-    trunk, optimizer, miner, loss, augment = parts(device)
+    trunk, optimizer, miner, loss, augment = parts(data.image_size[0], device)
     trainer = RankingTrainer(
         augment=augment,
         precision=precision,
@@ -116,7 +118,7 @@ def pml_trainer(data: PackedImages, batch: int, precision: str, device: torch.de
     """One epoch of PML's trainer."""
     if precision != "float32":
         raise ValueError(f"precision: got {precision}, expected float32: PML's trainer knows no autocast")
-    trunk, optimizer, miner, loss, augment = parts(device)
+    trunk, optimizer, miner, loss, augment = parts(data.image_size[0], device)
     generator = torch.Generator().manual_seed(0)
 
     def augmented(batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,18 +146,18 @@ def pml_trainer(data: PackedImages, batch: int, precision: str, device: torch.de
 
 
 @cache
-def packed(images: int) -> PackedImages:
-    return PackedImages.build(RandomImages(images), scratch_folder())
+def packed(images: int, px: int) -> PackedImages:
+    return PackedImages.build(RandomImages(images, px), scratch_folder())
 
 
-def sides(against: str, precision: str, *, B: int, steps: int, device: torch.device) -> Sides:
-    arguments = (packed(B * steps), B, precision, device)
+def sides(against: str, precision: str, *, B: int, steps: int, px: int, device: torch.device) -> Sides:
+    arguments = (packed(B * steps, px), B, precision, device)
     theirs = bare_loop if against == BARE else pml_trainer
     return Sides(our_trainer(*arguments), theirs(*arguments), (steps, steps))
 
 
 def cases(
-    *, batch_size: int, steps: int, precision: str, batch_curve: list[int], curve_steps: int
+    *, batch_size: int, steps: int, size: int, precision: str, batch_curve: list[int], curve_steps: int
 ) -> list[Case]:
     against = (BARE, PML) if precision == "float32" else (BARE,)
     found = [
@@ -164,12 +166,12 @@ def cases(
             f"RankingTrainer, {precision}",
             name,
             partial(sides, name, precision),
-            {"B": batch_size, "steps": steps},
+            {"B": batch_size, "steps": steps, "px": size},
             unit="step",
         )
         for name in against
     ]
-    short = replace(found[-1], sizes={"B": batch_size, "steps": curve_steps})
+    short = replace(found[-1], sizes={"B": batch_size, "steps": curve_steps, "px": size})
     return found + short.curve("B", batch_curve)
 
 
