@@ -1,14 +1,21 @@
-"""Exact nearest neighbours and P@30 against the bare matrix product, faiss and PML's AccuracyCalculator.
+"""Exact nearest neighbours and P@k against the bare matrix product, faiss and PML's AccuracyCalculator: time and
+peak memory.
 
-The whole of Tiny ImageNet's protocol is `--full`: 10,000 x 100,000 x 4096, about 10 minutes on 2 cores and
-6 GB of memory. Embeddings are random and of unit norm.
+Q queries, N images of the gallery, embeddings of D numbers, random and of unit norm. The whole of Tiny ImageNet's
+protocol is
+
+    python benchmarks/evaluation.py --queries 10000 --gallery 100000 --dimension 4096 --gallery-curve --repeats 1
+
+where a call takes a minute or two on 2 cores, and 6 GB of memory.
 """
 
-import argparse
+from collections.abc import Callable
+from functools import partial
 
 import faiss
 import torch
-from _harness import machine_line, median_ratio, paired, table
+from _cases import Case, Sides
+from _tables import alone
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import FaissKNN
 from torch import Tensor
@@ -17,6 +24,15 @@ from dr_plugin.metrics import RankingAccuracyCalculator, nearest
 from dr_plugin.metrics.tiles import chunk_rows
 
 CLASSES = 200
+
+FULL = {
+    "queries": 2000,
+    "gallery": 50_000,
+    "dimension": 512,
+    "k": 30,
+    "gallery_curve": [6_250, 12_500, 25_000, 50_000],
+}
+QUICK = {"queries": 8, "gallery": 64, "dimension": 8, "k": 3, "gallery_curve": [16, 32, 64]}
 
 
 def unit_norm(rows: int, dimension: int, seed: int) -> Tensor:
@@ -27,7 +43,7 @@ def unit_norm(rows: int, dimension: int, seed: int) -> Tensor:
 def matrix_product(query: Tensor, gallery: Tensor) -> None:
     """What no exact search gets below: all products, in the tiles that ``nearest`` takes by default."""
     chunk = chunk_rows(query.shape[1])
-    tile = torch.empty(min(chunk, len(query)), min(chunk, len(gallery)))
+    tile = torch.empty(min(chunk, len(query)), min(chunk, len(gallery)), device=query.device)
     for start in range(0, len(gallery), chunk):
         block = gallery[start : start + chunk]
         for first in range(0, len(query), chunk):
@@ -37,67 +53,52 @@ def matrix_product(query: Tensor, gallery: Tensor) -> None:
 
 def flat_faiss(query: Tensor, gallery: Tensor, k: int) -> tuple[object, object]:
     index = faiss.IndexFlatL2(query.shape[1])
-    index.add(gallery.numpy())
-    distances, indices = index.search(query.numpy(), k)
+    index.add(gallery.cpu().numpy())
+    distances, indices = index.search(query.cpu().numpy(), k)
     return distances, torch.from_numpy(indices)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--queries", type=int, default=1000)
-    parser.add_argument("--gallery", type=int, default=50_000)
-    parser.add_argument("--dimension", type=int, default=2048)
-    parser.add_argument("--k", type=int, default=30)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--full", action="store_true", help="10,000 x 100,000 x 4096, one repeat, no warm-up")
-    sizes = parser.parse_args()
-    if sizes.full:
-        sizes.queries, sizes.gallery, sizes.dimension, sizes.repeats = 10_000, 100_000, 4096, 1
+def search_sides(
+    backend: str, against: str, *, Q: int, N: int, D: int, k: int, device: torch.device
+) -> Sides:
+    query, gallery = unit_norm(Q, D, 0).to(device), unit_norm(N, D, 1).to(device)
+    theirs: Callable[[], object] = partial(matrix_product, query, gallery)
+    if against == "faiss":
+        theirs = partial(flat_faiss, query, gallery, k)
+    return Sides(partial(nearest, query, gallery, k, backend=backend), theirs)
 
-    query = unit_norm(sizes.queries, sizes.dimension, 0)
-    gallery = unit_norm(sizes.gallery, sizes.dimension, 1)
-    labels = torch.arange(sizes.queries) % CLASSES, torch.arange(sizes.gallery) % CLASSES
-    split = query, labels[0], gallery, labels[1]
-    device = torch.device("cpu")
-    theirs = AccuracyCalculator(include=("precision_at_1",), k=sizes.k, device=device, knn_func=FaissKNN())
-    ours = RankingAccuracyCalculator(k=sizes.k, device=device)
-    found: dict[str, tuple[object, object]] = {}
-    seconds = paired(
-        {
-            "product": lambda: matrix_product(query, gallery),
-            "nearest": lambda: found.update(nearest=nearest(query, gallery, sizes.k)),
-            "faiss": lambda: found.update(faiss=flat_faiss(query, gallery, sizes.k)),
-            "PML": lambda: theirs.get_accuracy(*split),
-            "ours": lambda: ours.get_accuracy(*split),
-        },
-        repeats=sizes.repeats,
-        warmup=0 if sizes.full else 1,
-    )
-    same = (found["nearest"][1] == found["faiss"][1]).float().mean().item()
 
-    print(machine_line())
-    print(
-        f"\n{sizes.queries:,} queries x {sizes.gallery:,} gallery x {sizes.dimension}, k = {sizes.k}; "
-        f"matrix product alone {min(seconds['product']):.2f} s\n"
-    )
+def calculator_sides(*, Q: int, N: int, D: int, k: int, device: torch.device) -> Sides:
+    """P@k, and PML's P@1 from as many neighbours: it has no P@k."""
+    query, gallery = unit_norm(Q, D, 0).to(device), unit_norm(N, D, 1).to(device)
+    split = query, torch.arange(Q) % CLASSES, gallery, torch.arange(N) % CLASSES
+    ours = RankingAccuracyCalculator(k=k, device=device)
+    theirs = AccuracyCalculator(include=("precision_at_1",), k=k, device=device, knn_func=FaissKNN())
+    return Sides(partial(ours.get_accuracy, *split), partial(theirs.get_accuracy, *split))
 
-    def ratio(what: str, against: str) -> str:
-        return f"{median_ratio(seconds[what], seconds[against]):.2f}"
 
-    rows = [
-        ["nearest, torch", "matrix product alone", ratio("nearest", "product")],
-        ["faiss IndexFlatL2", "matrix product alone", ratio("faiss", "product")],
-        [
-            f"PML AccuracyCalculator, FaissKNN, precision_at_1, k = {sizes.k}",
-            f"RankingAccuracyCalculator, precision_at_{sizes.k}",
-            ratio("PML", "ours"),
-        ],
+def cases(*, queries: int, gallery: int, dimension: int, k: int, gallery_curve: list[int]) -> list[Case]:
+    sizes = {"Q": queries, "N": gallery, "D": dimension, "k": k}
+    product = "the matrix product alone"
+    searches = [
+        ("nearest", product, partial(search_sides, "torch", "product")),
+        ("nearest", "faiss IndexFlatL2", partial(search_sides, "torch", "faiss")),
+        ("nearest(backend='faiss')", product, partial(search_sides, "faiss", "product")),
     ]
-    print(table(rows, ["what", "against", "time, as a multiple"]))
-    print(f"\nSame neighbour in the same place as faiss: {same:.2%}.")
+    found = [Case("evaluation", what, against, make, sizes, peak=True) for what, against, make in searches]
+    ours, theirs = "RankingAccuracyCalculator, P@k", "PML AccuracyCalculator, FaissKNN, P@1"
+    calculator = Case("evaluation", ours, theirs, calculator_sides, sizes, peak=True)
+    curves = found[0].curve("N", gallery_curve) + calculator.curve("N", gallery_curve)
+    return [*found, calculator, *curves]
+
+
+def same_as_faiss(queries: int, gallery: int, dimension: int, k: int) -> float:
+    """The share of neighbours that stand in the same place in both."""
+    embeddings = unit_norm(queries, dimension, 0), unit_norm(gallery, dimension, 1)
+    return (nearest(*embeddings, k)[1] == flat_faiss(*embeddings, k)[1]).float().mean().item()
 
 
 if __name__ == "__main__":
-    main()
+    sizes = alone(__doc__, cases, FULL, QUICK)
+    del sizes["gallery_curve"]
+    print(f"\nSame neighbour in the same place as faiss: {same_as_faiss(**sizes):.2%}.")
