@@ -26,10 +26,10 @@ from pathlib import Path
 from dr_plugin.experiments.claim import claimed
 
 with claimed(Path(sys.argv[1]), resume=False):
-    if sys.argv[2] == "forks" and os.fork() == 0:
-        sys.stdout.close()
-        time.sleep(600)
-    print(os.getpid(), flush=True)
+    if sys.argv[2] == "alone":
+        print(os.getpid(), flush=True)
+    elif os.fork() == 0:  # the forked one tells: by then it has let go
+        print(os.getppid(), flush=True)
     time.sleep(600)
 """
 
