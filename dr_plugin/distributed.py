@@ -22,9 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 T = TypeVar("T")
 M = TypeVar("M", bound="Mergeable")
 
-_PATIENCE = timedelta(
-    days=1
-)  # that processes wait for one another: rank 0 alone packs images and writes the report
+# That processes wait for one another: rank 0 alone packs images and writes the report.
+_PATIENCE = timedelta(days=1)
 
 
 class Mergeable(Protocol):

@@ -61,6 +61,5 @@ def _work(rank, count, meeting, there, function, arguments):
         answer = (True, function(*arguments))
     except BaseException:
         answer = (False, traceback.format_exc())
-    there.send_bytes(
-        pickle.dumps(answer)
-    )  # send() would share the memory of tensors with a process that is gone
+    # send() would share the memory of tensors with a process that is gone.
+    there.send_bytes(pickle.dumps(answer))

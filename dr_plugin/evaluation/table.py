@@ -67,9 +67,8 @@ def _run(
     if resume and load_table(folder / "recipe.yaml") != recipe:
         raise RecipeError(f"--resume: {folder} was not made by this recipe; start in another folder")
     maker = TableRows(recipe, folder, device, reporter)
-    write_text(
-        folder / "recipe.yaml", recipe.to_yaml()
-    )  # only now: data that are not there leave no folder behind
+    # Only now: data that are not there leave no folder behind.
+    write_text(folder / "recipe.yaml", recipe.to_yaml())
     rows: list[dict[str, Any]] = []
     judged: dict[str, Judged] = {}
     for number, row in enumerate(recipe.rows):

@@ -86,9 +86,8 @@ def new_trunk(recipe: Recipe) -> nn.Module:
     """The recipe's trunk with the weights that training began with; the global random generators stay as they were."""
     state = checkpoint.generators_state(_CPU)
     try:
-        torch.default_generator.manual_seed(
-            recipe.seed
-        )  # a GPU's, which torch.manual_seed sets too, is not drawn from
+        # A GPU's, which torch.manual_seed sets too, is not drawn from.
+        torch.default_generator.manual_seed(recipe.seed)
         return build.build_trunk(recipe)
     finally:
         checkpoint.restore_generators(state, _CPU)

@@ -146,7 +146,7 @@ else:
         def give_up() -> None:
             lock.unlink(
                 missing_ok=True
-            )  # first: whoever opens it now finds that it is not the file that counts
+            )  # first: whoever has opened it finds that it is not the one that counts
             _held.discard(descriptor)
             os.close(descriptor)
 

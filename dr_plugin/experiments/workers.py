@@ -92,9 +92,8 @@ def _work(
     device: str,
 ) -> None:
     _end_with_parent()
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # which a stage that trains puts off to its step's end
+    # Which a stage that trains puts off to its step's end.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     torch.set_num_threads(threads)
     try:
         answer.send(function(*arguments, device, SilentReporter()))

@@ -24,13 +24,14 @@ from dr_plugin.triplets.embedding import check_embedding_kernel
 Indices = tuple[Tensor, ...]  # 3 or 4 of PML's
 Labelled = tuple[Tensor, Tensor]  # embeddings and their labels
 Weigh = Literal["relevance", "given", "loss"]
+# They join pairs to triplets.
 _TRIPLET_LOSSES = (
     "TripletMarginLoss",
     "MarginLoss",
     "DeepRankingLoss",
     "LRMLLoss",
     "PDDMLoss",
-)  # they join pairs to triplets
+)
 
 
 class ReservoirMemory(CrossBatchMemory):

@@ -173,9 +173,8 @@ def _check_values(tiles: Tiles, exclude_self: bool) -> None:
     sides = {"gallery": tiles.gallery} if same else {"query": tiles.query, "gallery": tiles.gallery}
     for name, embeddings in sides.items():
         for start in tiles.starts(embeddings):
-            bad = ~(
-                torch.linalg.vector_norm(tiles.block(embeddings, start), dim=1) < LARGEST_NORM
-            )  # NaN is bad too
+            # NaN is bad too.
+            bad = ~(torch.linalg.vector_norm(tiles.block(embeddings, start), dim=1) < LARGEST_NORM)
             if bad.any():
                 row = start + int(bad.nonzero()[0, 0])
                 raise ValueError(

@@ -93,9 +93,8 @@ def mean_average_precision(
 
 def _precision_sums(relevant: Tensor, ignored: Tensor | None, convention: Convention) -> Tensor:
     """Sum of the (interpolated) precisions at each query's relevant images, (q,) float32."""
-    query, column = relevant.nonzero(
-        as_tuple=True
-    )  # in the order of the rankings: (H,), H relevant images in all
+    # In the order of the rankings: (H,), H relevant images in all.
+    query, column = relevant.nonzero(as_tuple=True)
     found = relevant.sum(1)
     hit = torch.arange(1, len(query) + 1, device=query.device) - (found.cumsum(0) - found)[query]
     place = column + 1

@@ -16,9 +16,8 @@ def named_transformers(features: Sequence[str | TransformerMixin]) -> list[Any]:
     Raises:
         ValueError: if there is none, or one is neither.
     """
-    known = importlib.import_module(
-        "dr_plugin.relevance.features"
-    )  # here, as one of them takes others by name
+    # Here, as one of them takes others by name.
+    known = importlib.import_module("dr_plugin.relevance.features")
     if isinstance(features, str) or not features:
         raise ValueError(f"features: got {features!r}, expected transformers or names, at least one")
     found: list[Any] = []

@@ -252,9 +252,8 @@ def learn_block(weights: Matrix, query: Features, difference: Features, aggressi
     """
     scores = np.einsum("tf,tf->t", query @ weights, difference)  # S(p, p+) - S(p, p-) before the block
     alike = query @ query.T
-    alike *= (
-        difference @ difference.T
-    )  # (s, t): what a step of rate 1 at s adds to the score of t; (t, t): ||V_t||^2
+    # (s, t): what a step of rate 1 at s adds to the score of t; (t, t): ||V_t||^2.
+    alike *= difference @ difference.T
     rates = np.zeros_like(scores)
     for t, square in enumerate(alike.diagonal().tolist()):
         loss = 1.0 - float(scores[t])

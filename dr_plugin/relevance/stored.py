@@ -124,9 +124,8 @@ class StoredRelevance(BaseRelevance):
     def _open(self) -> None:
         blocks = np.load(_blocks_file(self.folder, self._fingerprint), mmap_mode="r", allow_pickle=False)
         self._blocks: Values = blocks.view(np.ndarray)
-        self._begin = np.concatenate(
-            [[0], np.cumsum(self.classes.sizes**2)]
-        )  # (C + 1,) of each class's block
+        # (C + 1,) of each class's block.
+        self._begin = np.concatenate([[0], np.cumsum(self.classes.sizes**2)])
 
     def _pairs(self, i: Indices, j: Indices) -> Values:
         values: Values = self._blocks[self._row(i) + self.classes.place[j]]

@@ -211,9 +211,8 @@ def _jump(
 
     ends = np.cumsum(np.add.reduceat(lengths, np.arange(0, len(lengths), _STRETCH)))
     hits = generator.poisson(ends[-1])
-    stretch = np.searchsorted(
-        ends, (1 - generator.random(hits)) * ends[-1]
-    )  # above 0: never on a length of 0
+    # Above 0: never on a length of 0.
+    stretch = np.searchsorted(ends, (1 - generator.random(hits)) * ends[-1])
     within = np.cumsum(lengths.reshape(-1, _STRETCH)[stretch], axis=1)
     place = np.count_nonzero(within < (1 - generator.random((hits, 1))) * within[:, -1:], axis=1)
     short = np.unique(stretch * _STRETCH + place)

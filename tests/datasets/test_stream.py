@@ -19,9 +19,8 @@ from dr_plugin.triplets.kernels import Kernel
 
 N = 120
 LABELS = np.arange(N) % 4 * 11 - 11  # classes -11, 0, 11, 22
-IMAGES = (
-    np.arange(N, dtype=np.uint8)[:, None, None, None].repeat(3, 1).repeat(4, 2).repeat(5, 3)
-)  # one colour each
+# One colour each.
+IMAGES = np.arange(N, dtype=np.uint8)[:, None, None, None].repeat(3, 1).repeat(4, 2).repeat(5, 3)
 
 
 class Relevances:

@@ -218,18 +218,16 @@ def test_both_checkpoints_damaged_are_told(recipe_file, tmp_path, monkeypatch):
         run_experiment(recipe, folder, device="cpu", resume=True)
     with pytest.raises(ValueError, match=r"previous\.pt: not a readable checkpoint"):
         run_experiment(recipe, folder, device="cpu", resume=True, previous=True)
-    (
-        folder / "checkpoint" / "last.pt"
-    ).unlink()  # missing is damaged: a new start would not be told from the old
+    # Missing is damaged: a new start would not be told from the old.
+    (folder / "checkpoint" / "last.pt").unlink()
     with pytest.raises(ValueError, match=r"last\.pt: no checkpoint here"):
         run_experiment(recipe, folder, device="cpu", resume=True)
 
 
 def test_best_that_is_damaged_is_refused_where_it_is_needed(recipe_file, tmp_path, monkeypatch, scripted):
     recipe, folder = load_recipe(recipe_file), tmp_path / "run"
-    stopped_before(
-        3, recipe, folder, monkeypatch
-    )  # the second epoch's last.pt is written, the first is the best
+    # The second epoch's last.pt is written, the first is the best.
+    stopped_before(3, recipe, folder, monkeypatch)
     flip(folder / "checkpoint" / "best.pt")
     with pytest.raises(
         ValueError, match=r"best\.pt: missing, damaged or of another run, expected .* epoch 1"
