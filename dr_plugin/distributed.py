@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 T = TypeVar("T")
 M = TypeVar("M", bound="Mergeable")
 
-# That processes wait for one another: rank 0 alone packs images and writes the report.
+# How long processes wait for one another: rank 0 alone packs images and writes the report.
 _PATIENCE = timedelta(days=1)
 
 

@@ -72,7 +72,7 @@ def _run_here(asked: Asked, loaded: "Recipe | TableRecipe") -> None:
     with distributed.joined():
         _check_alone(loaded, distributed.world_size())
         folder = asked.resume or asked.output or distributed.from_first(free_folder(loaded.name))
-        # From its last checkpoint, whatever was asked for at first.
+        # Started again it goes on from its last checkpoint, whatever was asked for at first.
         again = distributed.from_first(is_restart(folder))
         resume = again or asked.resume is not None
         work(loaded, folder, asked.device, resume=resume, previous=asked.previous and not again)

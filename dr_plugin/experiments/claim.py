@@ -144,9 +144,8 @@ else:
         _held.add(descriptor)
 
         def give_up() -> None:
-            lock.unlink(
-                missing_ok=True
-            )  # first: whoever has opened it finds that it is not the one that counts
+            # The file goes first: whoever has opened it finds that it is not the one that counts.
+            lock.unlink(missing_ok=True)
             _held.discard(descriptor)
             os.close(descriptor)
 

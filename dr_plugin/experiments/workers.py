@@ -92,7 +92,7 @@ def _work(
     device: str,
 ) -> None:
     _end_with_parent()
-    # Which a stage that trains puts off to its step's end.
+    # A stage that trains puts an interrupt off to its step's end.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     torch.set_num_threads(threads)
     try:

@@ -92,10 +92,7 @@ def test_shares_of_an_image_of_two_colours():
     image[:, :, 0] = 255
     features = LABHistogram(bins=3).transform(image)[0]
     # L in the first and the last third, a and b in the second.
-    assert np.flatnonzero(features).tolist() == [
-        4,
-        22,
-    ]
+    assert np.flatnonzero(features).tolist() == [4, 22]
     assert features[[4, 22]].tolist() == [0.75, 0.25]
 
 
