@@ -47,7 +47,8 @@ class StageRun:
             self._after_epoch,
         )
         self.total_steps = planned_steps(self.trainer, self.stage)
-        self.log_every = max(1, self.trainer.steps_per_epoch // 20)
+        # On an accelerator a reading of the loss waits for the device.
+        self.log_every = max(self.trainer.check_every, self.trainer.steps_per_epoch // 20)
 
     def run(self, state: dict[str, Any] | None = None) -> dict[str, Any]:
         """Train to the end, from ``state`` where there is one; gives the stage's summary."""

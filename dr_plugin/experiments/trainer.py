@@ -20,6 +20,7 @@ from dr_plugin.datasets import BatchAugment, PackedImages
 from . import checkpoint, trainer_state
 from .averaging import AveragedWeights
 from .epoch_order import EpochOrder
+from .prefetch import Prefetch
 from .ranks import check_divisible, check_same_batches, noise_of_rank
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -33,7 +34,8 @@ class StageTrainer(BaseTrainer):
     """The loop that both stages share, as a PML trainer.
 
     Differs from PML's trainers in:
-      - a batch is one index operation on ``PackedImages`` and is augmented on the training device;
+      - a batch is one index operation on ``PackedImages``, made one step ahead where an accelerator trains, and is
+        augmented on the training device;
       - the sampler's whole epoch is drawn before its first step (see `EpochOrder`), so that a resume in the middle of
         an epoch needs nothing of the sampler;
       - nothing waits for the device within a step; the loss is read every ``check_every`` steps (every step on a
@@ -87,7 +89,9 @@ class StageTrainer(BaseTrainer):
         self.batches: list[torch.Tensor] = []  # the running epoch's; empty between epochs
         self.epochs_done = self.batches_done = self.steps_done = self.images_seen = 0
         super().__init__(**pml)
-        self.check_every = 1 if self.data_device.type == "cpu" else check_every
+        on_cpu = self.data_device.type == "cpu"
+        self.check_every = 1 if on_cpu else check_every
+        self.prefetch, self.reads_ahead = Prefetch(self.read_batch), not on_cpu
         self.scaler = torch.amp.GradScaler(self.data_device.type, enabled=precision == "float16")
         self.loss_sum, self.loss_count = torch.zeros((), device=self.data_device), 0
         trunk = self.models["trunk"]
@@ -170,9 +174,14 @@ class StageTrainer(BaseTrainer):
 
     def take_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """This process's images of the step as they are stored, uint8 (b, 3, H, W), and all labels (B,)."""
-        indices = self.batches[self.iteration]
+        indices, *following = self.batches[self.iteration : self.iteration + 2]
+        return self.prefetch.take(indices, *(following if self.reads_ahead else []))
+
+    def read_batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `take_batch`, of the batch of these indices (B,)."""
+        part = distributed.share(len(indices))
         # Pinned, so that the copy to a GPU does not hold up the host.
-        images, labels = self.dataset.batch(indices[self.part], pin=self.data_device.type == "cuda")
+        images, labels = self.dataset.batch(indices[part], pin=self.data_device.type == "cuda")
         return images, labels if distributed.world_size() == 1 else self.dataset.labels[indices]
 
     @property
@@ -232,8 +241,10 @@ class StageTrainer(BaseTrainer):
 
     # -- what the hooks read -------------------------------------------------------------------------------------
 
-    def check_loss(self) -> None:
+    def check_loss(self) -> float:
         """Wait for the device and see that no loss since the last ``mean_loss`` was infinite or not a number.
+
+        Gives their sum.
 
         Raises:
             TrainingError: if one was.
@@ -245,11 +256,11 @@ class StageTrainer(BaseTrainer):
                 f"the loss became {total} in steps {first} to {self.steps_done}, expected a finite number; the last "
                 "good checkpoint is kept. Lower the learning rate, set gradient_clip, or use precision: float32"
             )
+        return total
 
     def mean_loss(self) -> float:
         """The mean total loss since the last call, seen by ``check_loss`` to be finite."""
-        self.check_loss()
-        mean = float(distributed.averaged(self.loss_sum)) / max(1, self.loss_count)
+        mean = self.check_loss() / max(1, self.loss_count)
         self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
         return mean
 

@@ -78,7 +78,7 @@ class RandomTripletMiner(BaseMiner):
                 ref_emb, ref_labels = embeddings, labels
             c_f.check_shapes(ref_emb, ref_labels)
             mined = self.mine(embeddings, labels, ref_emb, ref_labels)
-            query, positive, negative = (part.to(embeddings.device, non_blocking=True) for part in mined)
+            query, positive, negative = (_sent(part, embeddings.device) for part in mined)
         self.output_assertion((query, positive, negative))
         return query, positive, negative
 
@@ -106,3 +106,10 @@ class RandomTripletMiner(BaseMiner):
     def set_extra_state(self, state: Any) -> None:
         """Put the generator where it was when `state` was taken."""
         self.generator.set_state(state.cpu())  # generators take it from the CPU, wherever map_location put it
+
+
+def _sent(indices: Tensor, device: torch.device) -> Tensor:
+    """The indices on the device; the copy to a GPU is pinned first, as else the host might wait for what runs there."""
+    if device.type == "cuda" and indices.device.type == "cpu":
+        indices = indices.pin_memory()
+    return indices.to(device, non_blocking=True)
