@@ -180,8 +180,7 @@ def built(
 def divide(trainer: StageTrainer, regions: Regions) -> None:
     """Put the parts of the trainer's step into regions; what is left over is the loop's bookkeeping."""
     for name, region in METHODS.items():
-        if hasattr(trainer, name):
-            setattr(trainer, name, regions.around(region, getattr(trainer, name)))
+        setattr(trainer, name, regions.around(region, getattr(trainer, name)))
     if getattr(trainer, "mix", None) is not None:
         trainer.mix = regions.around("augment", trainer.mix)
     trainer.order.batches = regions.around("data", trainer.order.batches)
