@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from typing import Any, NamedTuple, Self
@@ -20,6 +21,9 @@ Function = Callable[[], object]
 Sizes = Mapping[str, int]
 
 _LEAST = 3  # repeats: of fewer, quartiles say nothing
+_SAMPLE = (
+    2e-3  # seconds: a shorter call is repeated within a sample, so that the clock and a wait weigh little
+)
 _MMAP_THRESHOLD = -3  # of glibc's mallopt
 
 
@@ -45,6 +49,8 @@ class Case:
         unit: What the seconds are of: a call, or one of the `Sides.amounts` that it gives.
         peak: Measure the peak memory of both sides too.
         along: The size that grows from case to case, where the case is one point of a curve.
+        threads: Of PyTorch, where both sides are to have no more.
+        on: The only kind of device that the case is for.
     """
 
     group: str
@@ -55,6 +61,8 @@ class Case:
     unit: str = "call"
     peak: bool = False
     along: str | None = None
+    threads: int | None = None
+    on: str | None = None
 
     @property
     def name(self) -> str:
@@ -87,12 +95,14 @@ class Row:
     repeats: int = 0
     peak_bytes: int | None = None
     their_peak_bytes: int | None = None
+    threads: int | None = None  # where fewer than the machine's
     error: str | None = None
 
     @classmethod
     def of(cls, case: Case) -> Self:
         """Of a case that was not measured yet."""
-        return cls(case.group, case.what, case.against, dict(case.sizes), case.unit, case.along)
+        sizes, threads = dict(case.sizes), case.threads
+        return cls(case.group, case.what, case.against, sizes, case.unit, case.along, threads=threads)
 
 
 @dataclass(frozen=True)
@@ -116,24 +126,32 @@ FULL, QUICK = Effort(), Effort(repeats=2, seconds=0.0)
 
 
 def measured(cases: Iterable[Case], device: torch.device, effort: Effort) -> Iterator[Row]:
-    """A row for each case; one that fails has its error in the row, and the others are measured all the same."""
+    """A row for each case; one that fails has its error in the row, and the others are measured all the same.
+
+    A point of a curve that an earlier row has measured is not measured again.
+    """
+    done: dict[tuple[str, str, tuple[tuple[str, int], ...]], Row] = {}
     with FreshProcess() as fresh:
         for case in cases:
+            key = (case.name, case.unit, tuple(case.sizes.items()))
+            if case.along is not None and key in done:
+                yield replace(done[key], along=case.along, peak_bytes=None, their_peak_bytes=None)
+                continue
             row = Row.of(case)
             try:
-                row = replace(row, **_figures(case, device, effort, fresh))
+                with _threads(case.threads):
+                    row = replace(row, **_figures(case, device, effort, fresh))
             except Exception as error:  # whatever it is: the row says so, and the command's status
                 row = replace(row, error=f"{type(error).__name__}: {error}")
+            done[key] = row
             yield row
 
 
 def _figures(case: Case, device: torch.device, effort: Effort, fresh: "FreshProcess") -> dict[str, Any]:
     sides = case.make(device=device, **case.sizes)
     functions = {"ours": sides.ours, "theirs": sides.theirs}
-    first = paired(functions, repeats=1, warmup=0)  # warms up, and tells how long a pair takes
     effort = effort.of_a_point if case.along else effort
-    repeats = effort.pairs(first["ours"][0] + first["theirs"][0])
-    seconds = paired(functions, repeats, warmup=0)
+    repeats, seconds = _timed(functions, effort)
     each = {
         name: [taken / amount for taken in seconds[name]]
         for name, amount in zip(functions, sides.amounts, strict=True)
@@ -152,6 +170,37 @@ def _figures(case: Case, device: torch.device, effort: Effort, fresh: "FreshProc
         peaks = peaks_here(sides, device) if on_gpu else fresh.peaks(case)
         figures |= dict(zip(("peak_bytes", "their_peak_bytes"), peaks, strict=True))
     return figures
+
+
+def _timed(functions: dict[str, Function], effort: Effort) -> tuple[int, dict[str, list[float]]]:
+    """How many pairs of calls, and the seconds of each call in them."""
+    first = paired(functions, repeats=1)  # the calls before it, which warm up, tell nothing
+    calls = {name: math.ceil(_SAMPLE / max(taken[0], 1e-9)) for name, taken in first.items()}
+    repeats = effort.pairs(sum(calls[name] * first[name][0] for name in functions))
+    if max(calls.values()) == 1:
+        rest = paired(functions, repeats - 1, warmup=0)
+        return repeats, {name: first[name] + rest[name] for name in functions}
+    samples = paired({name: _again(functions[name], calls[name]) for name in functions}, repeats, warmup=0)
+    return repeats, {name: [taken / calls[name] for taken in samples[name]] for name in functions}
+
+
+def _again(function: Function, calls: int) -> Function:
+    def run() -> None:
+        for _ in range(calls):
+            function()
+
+    return run
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """So many threads for PyTorch, where it is said how many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def peaks_here(sides: Sides, device: torch.device | str) -> tuple[int, int]:
@@ -174,7 +223,7 @@ class FreshProcess:
         if self._pool is None:
             self._pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_give_back_what_is_freed)
         try:
-            return self._pool.submit(_peaks_of, case.make, dict(case.sizes)).result()
+            return self._pool.submit(_peaks_of, case.make, dict(case.sizes), case.threads).result()
         except BrokenExecutor:  # the system ended it, for want of memory: the next case gets another
             self._pool = None
             raise
@@ -187,8 +236,9 @@ class FreshProcess:
             self._pool.shutdown()
 
 
-def _peaks_of(make: Callable[..., Sides], sizes: dict[str, int]) -> tuple[int, int]:
-    return peaks_here(make(device=torch.device("cpu"), **sizes), "cpu")
+def _peaks_of(make: Callable[..., Sides], sizes: dict[str, int], threads: int | None) -> tuple[int, int]:
+    with _threads(threads):
+        return peaks_here(make(device=torch.device("cpu"), **sizes), "cpu")
 
 
 def _give_back_what_is_freed() -> None:

@@ -46,7 +46,10 @@ def fit(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]
 
 @dataclass(frozen=True)
 class Growth:
-    """One curve: the points of one thing and what a user would pick instead, along one size."""
+    """One curve: the points of one thing and what a user would pick instead, along one size.
+
+    `together` are the other sizes that change from point to point: the exponent is of all of them at once.
+    """
 
     group: str
     what: str
@@ -56,6 +59,7 @@ class Growth:
     sizes: list[int]
     seconds: list[float]
     their_seconds: list[float]
+    together: list[str]
     exponent: float | None = None
     exponent_error: float | None = None
     their_exponent: float | None = None
@@ -78,18 +82,21 @@ def _fitted(key: tuple[str, ...], points: Sequence[Mapping[str, Any]]) -> Growth
     good = sorted((p for p in points if p["error"] is None), key=lambda point: point["sizes"][along])
     sizes = [point["sizes"][along] for point in good]
     seconds = [[point[name] for point in good] for name in _TIMES]
+    together = [
+        name for name in points[0]["sizes"] if name != along and len({p["sizes"][name] for p in points}) > 1
+    ]
     try:
         (exponent, error), (theirs, their_error) = (fit(sizes, taken) for taken in seconds)
     except TooFewPoints as few:
-        return Growth(*key, sizes, *seconds, error=str(few))
-    return Growth(*key, sizes, *seconds, exponent, error, theirs, their_error)
+        return Growth(*key, sizes, *seconds, together, error=str(few))
+    return Growth(*key, sizes, *seconds, together, exponent, error, theirs, their_error)
 
 
 def growth_table(curves: Sequence[Mapping[str, Any]]) -> str:
     """Their exponents as a Markdown table."""
     lines = []
     for curve in curves:
-        start = [f"{curve['what']}{_unit(curve)}", curve["along"]]
+        start = [f"{curve['what']}{_unit(curve)}", _along(curve)]
         if curve["error"] is not None:
             lines.append([*start, "-", "-", f"failed: {curve['error']}", curve["against"], "-"])
             continue
@@ -137,12 +144,17 @@ def _draw(panel: Axes, curve: Mapping[str, Any]) -> None:
         line = math.exp(np.log(seconds).mean()) * (sizes / middle) ** curve[f"{whose}exponent"]
         panel.loglog(sizes, line, "-", linewidth=0.8, color=points.get_color())
     panel.set_title(textwrap.fill(f"{curve['what']}{_unit(curve)}", 50), fontsize=8)
-    panel.set_xlabel(curve["along"], fontsize=7)
+    panel.set_xlabel(_along(curve), fontsize=7)
     panel.set_ylabel("seconds", fontsize=7)
     panel.set_xticks(curve["sizes"], [f"{size:,}" for size in curve["sizes"]])
     panel.set_xticks([], minor=True)
     panel.tick_params(labelsize=6, which="both")
     panel.legend(fontsize=6)
+
+
+def _along(curve: Mapping[str, Any]) -> str:
+    """The size that grows, and those that grow with it."""
+    return ", ".join((curve["along"], *curve["together"]))
 
 
 def _unit(curve: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Rows as Markdown, and the command line of a script that runs alone."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -33,14 +34,15 @@ def cost(seconds: float, unit: str) -> str:
     return f"{number(seconds / scale)} {name}{of}"
 
 
-def size_text(sizes: Mapping[str, int]) -> str:
-    """Names and numbers."""
-    return ", ".join(f"{name} {value:,}" for name, value in sizes.items())
+def size_text(sizes: Mapping[str, int], threads: int | None = None) -> str:
+    """Names and numbers, and how many threads where it is said."""
+    shown = sizes if threads is None else {**sizes, "threads": threads}
+    return ", ".join(f"{name} {value:,}" for name, value in shown.items())
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
     """One line of the table, from a row's JSON."""
-    start = [row["what"], size_text(row["sizes"])]
+    start = [row["what"], size_text(row["sizes"], row["threads"])]
     if row["error"] is not None:
         reason = " ".join(row["error"].split()).replace("|", "/")
         return [*start, "-", row["against"], "-", f"failed: {reason}", "-", "-", "-"]
@@ -66,12 +68,28 @@ def tell(row: Row) -> None:
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """The options that the suite and every script have."""
+    parser.add_argument("--only", metavar="PATTERN", help="a regular expression, found in a row's name")
+    parser.add_argument("--no-peak", dest="peak", action="store_false", help="measure no peak memory")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: only to see that it runs")
     parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="where what can run on a GPU runs (default: %(default)s)",
     )
+
+
+def chosen(cases: Iterable[Case], options: argparse.Namespace) -> list[Case]:
+    """Those that the device is for and --only asks for, as --no-peak says.
+
+    Raises:
+        SystemExit: with status 2, if there are none.
+    """
+    kind, pattern = torch.device(options.device).type, re.compile(options.only or "", re.IGNORECASE)
+    found = [case for case in cases if case.on in (None, kind) and pattern.search(case.name)]
+    if not found:
+        print(f"--only: got {options.only!r}, which no row's name matches on {kind}", file=sys.stderr)
+        raise SystemExit(2)
+    return [replace(case, peak=case.peak and options.peak) for case in found]
 
 
 def alone(
@@ -84,7 +102,7 @@ def alone(
     """Measure a script's cases and print their table; every size is an option. Gives the sizes.
 
     Raises:
-        SystemExit: with status 1, if a row failed.
+        SystemExit: with status 1, if a row failed, and with 2, if there is none.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common(parser)
@@ -101,7 +119,7 @@ def alone(
     given = {name: getattr(options, name) for name in full if getattr(options, name) is not None}
     sizes = {**(quick if options.quick else full), **given}
     rows = []
-    for row in measured(cases(**sizes), torch.device(options.device), effort):
+    for row in measured(chosen(cases(**sizes), options), torch.device(options.device), effort):
         tell(row)
         rows.append(row)
     print(machine_line())

@@ -8,6 +8,7 @@ same law:
 Without --root it measures on JPEG images that it makes in a temporary folder.
 """
 
+import os
 import tempfile
 from collections.abc import Callable
 from functools import cache, partial
@@ -34,7 +35,7 @@ FULL = {
     "size": 64,
     "shift": 6,
     "batch_size": 512,
-    "workers": 2,
+    "workers": min(16, os.cpu_count() or 1),
     "root": "",
     "image_curve": [512, 1024, 2048, 4096],
 }

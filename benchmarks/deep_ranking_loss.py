@@ -1,5 +1,6 @@
 """DeepRankingLoss against PML's TripletMarginLoss(distance=LpDistance(power=2)) on the same T triplets of B
-embeddings of D numbers: forward and backward, time and peak memory.
+embeddings of D numbers of C classes: forward and backward, time and peak memory. The recipes train with batches of 100
+and 512 and 8 triplets a query.
 """
 
 from collections.abc import Callable
@@ -12,19 +13,32 @@ from pytorch_metric_learning.losses import TripletMarginLoss
 
 from dr_plugin.losses import DeepRankingLoss
 
+CLASSES = 20  # but for the curve along C
+
 FULL = {
     "batch_size": 4096,
     "triplets": [4096, 40960],
+    "recipe_batches": [100, 512],
+    "per_query": 8,
     "embedding_sizes": [128, 512],
-    "batch_curve": [512, 1024, 2048, 4096],
+    "batch_curve": [128, 256, 512, 1024, 2048, 4096],
+    "class_curve": [8, 32, 128],
 }
-QUICK = {"batch_size": 32, "triplets": [64], "embedding_sizes": [8], "batch_curve": [16, 32, 64]}
+QUICK = {
+    "batch_size": 32,
+    "triplets": [64],
+    "recipe_batches": [12],
+    "per_query": 2,
+    "embedding_sizes": [8],
+    "batch_curve": [16, 32, 64],
+    "class_curve": [2, 3, 4],
+}
 
 
-def sides(*, B: int, T: int, D: int, device: torch.device) -> Sides:
+def sides(*, B: int, T: int, D: int, C: int, device: torch.device) -> Sides:
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(B, D, generator=generator).to(device).requires_grad_()
-    labels = torch.arange(B, device=device) % 200
+    labels = torch.arange(B, device=device) % C
     indices = tuple(torch.randint(B, (3, T), generator=generator).to(device).unbind())
 
     def step(loss_func: torch.nn.Module) -> Callable[[], object]:
@@ -36,21 +50,23 @@ def sides(*, B: int, T: int, D: int, device: torch.device) -> Sides:
 
 
 def cases(
-    *, batch_size: int, triplets: list[int], embedding_sizes: list[int], batch_curve: list[int]
+    *,
+    batch_size: int,
+    triplets: list[int],
+    recipe_batches: list[int],
+    per_query: int,
+    embedding_sizes: list[int],
+    batch_curve: list[int],
+    class_curve: list[int],
 ) -> list[Case]:
-    found = [
-        Case(
-            "losses",
-            "DeepRankingLoss",
-            "PML TripletMarginLoss",
-            sides,
-            {"B": batch_size, "T": T, "D": D},
-            peak=True,
-        )
-        for T in triplets
-        for D in embedding_sizes
-    ]
-    return found + found[0].curve("B", batch_curve)
+    def case(B: int, T: int, D: int) -> Case:
+        sizes = {"B": B, "T": T, "D": D, "C": CLASSES}
+        return Case("losses", "DeepRankingLoss", "PML TripletMarginLoss", sides, sizes, peak=True)
+
+    shapes = [(B, B * per_query) for B in recipe_batches] + [(batch_size, T) for T in triplets]
+    found = [case(*shape, D) for shape in shapes for D in embedding_sizes]
+    growing = [case(B, B * per_query, embedding_sizes[0]) for B in (*batch_curve, recipe_batches[-1])]
+    return found + [point.point("B") for point in growing[:-1]] + growing[-1].curve("C", class_curve)
 
 
 if __name__ == "__main__":

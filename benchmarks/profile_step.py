@@ -9,8 +9,9 @@ regions, and one is seen by torch.profiler. On a GPU the regions' borders wait f
 counts where it belongs; what that costs is the difference of the two times of a step.
 
 "Ours" is what this package does in a step, PyTorch's operators that it calls included: the batch (drawn, read,
-augmented), mining, the loss with its gradient, and the rest of the loop. The network's are its forward and backward
-passes and the optimizer, which would be the same in any loop.
+augmented), mining, the loss with its gradient, the averaged weights, and the rest of the loop. The network's are its
+forward and backward passes and the optimizer, which would be the same in any loop. The loss is read and logged, for
+which a GPU is waited for, as often as in an epoch of the whole data set, --images-per-class of each class.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ OWNERS = {
     LOSS_BACKWARD: OURS,
     NETWORK_BACKWARD: NETWORK,
     "optimizer": NETWORK,
+    "averaged weights": OURS,
     "bookkeeping": OURS,
 }
 # The trainer's methods, each in the region that its time belongs to; regions within it keep their own.
@@ -62,6 +65,7 @@ METHODS = {
     "step_optimizers": "optimizer",
 }
 ALL_CLASSES = 200  # of a recipe that names none
+IMAGES_PER_CLASS = 500  # of Tiny ImageNet's train split
 
 
 class Regions:
@@ -124,29 +128,51 @@ class RandomImages:
         return self.images[index], self.labels[index]
 
 
+def class_count(recipe: Recipe) -> int:
+    """Classes that the recipe trains on, as far as it says."""
+    kept = recipe.data.classes
+    return ALL_CLASSES if kept is None else kept if isinstance(kept, int) else len(kept)
+
+
+@cache
+def random_pack(count: int, classes: int, size: int) -> PackedImages:
+    return PackedImages.build(RandomImages(count, classes, size), scratch_folder())
+
+
 def random_data(recipe: Recipe, count: int) -> RunData:
     """Random images in place of the recipe's, of as many classes, with its relevance, where it has one."""
-    kept = recipe.data.classes
-    classes = ALL_CLASSES if kept is None else kept if isinstance(kept, int) else len(kept)
     size = recipe.data.packed_size or recipe.data.image_size
-    packed = PackedImages.build(RandomImages(count, classes, size), scratch_folder())
+    packed = random_pack(count, class_count(recipe), size)
     relevance = load_relevance(recipe, packed)
     nothing = torch.empty(0, dtype=torch.long)
     return RunData(packed, packed, torch.arange(count), nothing, packed.class_names, relevance)
 
 
 def built(
-    source: str, stage: str, overrides: Sequence[str], steps: int, device: torch.device
+    source: str,
+    stage: str,
+    overrides: Sequence[str],
+    steps: int,
+    device: torch.device,
+    *,
+    epochs: int = 4,
+    images_per_class: int = IMAGES_PER_CLASS,
 ) -> StageTrainer:
-    """The stage's trainer with the hooks of a run, one epoch of which has so many steps."""
+    """The stage's trainer with the hooks of a run, one epoch of which has so many steps; it may train so many epochs.
+
+    It logs as often as in an epoch of so many images a class, less those that the recipe keeps for its selection.
+    """
     names = [part.name for part in load_recipe(source, overrides).stages]
     if stage not in names:
         raise RecipeError(f"--stage: got {stage}, expected one of {', '.join(names)}")
-    more = [f"data.cache={scratch_folder()}", f"stages.{stage}.epochs=4", "checkpoint.every_steps=null"]
+    more = [f"data.cache={scratch_folder()}", f"stages.{stage}.epochs={epochs}"]
+    more.append("checkpoint.every_steps=null")
     recipe, index = load_recipe(source, [*overrides, *more]), names.index(stage)
     data = random_data(recipe, steps * recipe.stages[index].batch_size)
     context = Context(recipe, scratch_folder(), data, device, SilentReporter(), SilentJournal())
-    trainer = StageRun(context, index, initial_trunk(recipe), []).trainer
+    run = StageRun(context, index, initial_trunk(recipe), [])
+    trainer, whole = run.trainer, class_count(recipe) * (images_per_class - recipe.data.selection)
+    run.log_every = max(1, whole // int(trainer.batch_size) // 20)  # a short epoch's would be every step
     trainer.end_of_epoch_hook = lambda trainer: None  # no evaluation, no checkpoint
     return trainer
 
@@ -154,11 +180,12 @@ def built(
 def divide(trainer: StageTrainer, regions: Regions) -> None:
     """Put the parts of the trainer's step into regions; what is left over is the loop's bookkeeping."""
     for name, region in METHODS.items():
-        if hasattr(trainer, name):
-            setattr(trainer, name, regions.around(region, getattr(trainer, name)))
+        setattr(trainer, name, regions.around(region, getattr(trainer, name)))
     if getattr(trainer, "mix", None) is not None:
         trainer.mix = regions.around("augment", trainer.mix)
     trainer.order.batches = regions.around("data", trainer.order.batches)
+    if trainer.averaged is not None:  # updated within step_optimizers
+        trainer.averaged.update = regions.around("averaged weights", trainer.averaged.update)
     network = trainer.network
 
     def hooked(images: torch.Tensor) -> torch.Tensor:
@@ -184,7 +211,7 @@ def region_rows(regions: Regions, steps: int) -> list[list[str]]:
     whole = sum(regions.seconds.values())
 
     def row(name: str, owner: str, seconds: float) -> list[str]:
-        return [name, owner, f"{seconds / steps * 1e3:.2f}", f"{seconds / whole:.1%}"]
+        return [name, owner, f"{seconds / steps * 1e3:.3f}", f"{seconds / whole:.1%}"]
 
     found = sorted(OWNERS, key=lambda name: -regions.seconds[name])
     rows = [row(name, OWNERS[name], regions.seconds[name]) for name in found]
@@ -219,6 +246,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--stage", default="ranking", help="default: %(default)s")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--steps", type=int, default=20, help="of an epoch (default: %(default)s)")
+    parser.add_argument("--images-per-class", type=int, default=IMAGES_PER_CLASS, help="default: %(default)s")
     parser.add_argument("--operators", type=int, default=15, help="how many to list (default: %(default)s)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--trace", type=Path, help="write the profiler's records for a trace viewer")
@@ -229,7 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parsed(arguments)
     device, steps = pick_device(options.device), options.steps
     torch.backends.cudnn.benchmark = True  # as in a run
-    trainer = built(options.recipe, options.stage, options.overrides, steps, device)
+    stage = (options.recipe, options.stage, options.overrides)
+    trainer = built(*stage, steps, device, images_per_class=options.images_per_class)
     epoch(trainer, device)
     plain = epoch(trainer, device)
     regions = Regions(device)

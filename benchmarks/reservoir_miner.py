@@ -1,8 +1,8 @@
 """ReservoirTripletMiner against PML's get_random_triplet_indices and TripletMarginMiner, and the memories,
 ReservoirMemory and CrossBatchMemory, against PML's CrossBatchMemory: time and peak memory of a step.
 
-Batches of B embeddings of C classes. A memory of 16 images a class is full; of all pairs of a batch and the memory,
-or of at most 65,536 triplets, a step is forward and backward.
+Batches of B embeddings of C classes, T triplets of the miner's. A memory of 16 images a class is full; of all pairs of
+a batch and the memory, or of at most 65,536 triplets, a step is forward and backward.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,8 @@ FULL = {
     "class_curve": [16, 32, 64, 128],
     "memory_batch": 128,
     "memory_classes": 200,
-    "memory_curve": [50, 100, 200, 400],
+    "memory_batch_curve": [32, 64, 128, 256],
+    "memory_class_curve": [50, 100, 200, 400],
     "embedding_size": 128,
 }
 QUICK = {
@@ -43,7 +44,8 @@ QUICK = {
     "class_curve": [2, 4, 8],
     "memory_batch": 16,
     "memory_classes": 4,
-    "memory_curve": [2, 4, 6],
+    "memory_batch_curve": [8, 16, 32],
+    "memory_class_curve": [2, 4, 6],
     "embedding_size": 8,
 }
 
@@ -70,8 +72,8 @@ class Graded:
         raise NotImplementedError
 
 
-def miner_sides(way: str, against: str, *, B: int, C: int, per_query: int, device: torch.device) -> Sides:
-    embeddings, labels = batch(B, C, device)
+def miner_sides(way: str, against: str, *, B: int, C: int, T: int, device: torch.device) -> Sides:
+    (embeddings, labels), per_query = batch(B, C, device), T // B
     indices = torch.arange(B)
     arguments: dict[str, tuple[Any, ...]] = {
         "current embeddings": (),
@@ -132,11 +134,12 @@ def cases(
     class_curve: list[int],
     memory_batch: int,
     memory_classes: int,
-    memory_curve: list[int],
+    memory_batch_curve: list[int],
+    memory_class_curve: list[int],
     embedding_size: int,
 ) -> list[Case]:
     def miner(way: str, against: str, name: str, B: int) -> Case:
-        sizes = {"B": B, "C": B // images_per_class, "per_query": per_query}
+        sizes = {"B": B, "C": B // images_per_class, "T": B * per_query}
         return Case("miners", WAYS[way], name, partial(miner_sides, way, against), sizes)
 
     def memory(name: str) -> Case:
@@ -148,11 +151,12 @@ def cases(
     found = [miner(way, "random", random, B) for B in batch_sizes for way in WAYS]
     every = "PML TripletMarginMiner, all triplets"
     found += [miner(way, "all", every, all_triplets) for way in ("current embeddings", "external")]
-    for way in ("current embeddings", "external"):
+    for way in WAYS:
         found += [miner(way, "random", random, B).point("B") for B in batch_curve]
         found += miner(way, "random", random, batch_sizes[0]).curve("C", class_curve)
     held = [memory(name) for name in memories(embedding_size, memory_classes)]
-    return found + held + held[1].curve("C", memory_curve)
+    curves = held[1].curve("B", memory_batch_curve) + held[1].curve("C", memory_class_curve)
+    return found + held + curves
 
 
 if __name__ == "__main__":

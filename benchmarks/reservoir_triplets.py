@@ -3,11 +3,12 @@ of each triplet, and against torch.multinomial on the rows of many queries. Then
 over the same relevances, with whole classes and with reservoirs, against numpy.random.choice and PML's
 MPerClassSampler.
 
-C classes of n images each; a sampler's epoch has as many images as there are, in batches of B.
+N images in C classes of equal size; a sampler's epoch has as many images as there are, in batches of B. One thread.
 """
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -29,20 +30,22 @@ CHOICE, MULTINOMIAL = "numpy choice(p=), one by one", "torch.multinomial on the 
 
 FULL = {
     "classes": 200,
-    "images": 500,  # of each class
+    "images": 100_000,
     "triplets": 200_000,
     "batch_size": 510,
     "capacity": 100,
-    "image_curve": [64, 128, 256, 512],
+    "image_curve": [12_800, 25_600, 51_200, 102_400],
+    "class_curve_images": 25_600,  # few, as relevances are of all pairs of a class
     "class_curve": [25, 50, 100, 200],
 }
 QUICK = {
     "classes": 4,
-    "images": 12,
+    "images": 48,
     "triplets": 1000,
     "batch_size": 12,
     "capacity": 6,
-    "image_curve": [8, 12, 16],
+    "image_curve": [32, 48, 64],
+    "class_curve_images": 36,
     "class_curve": [2, 3, 4],
 }
 
@@ -122,10 +125,10 @@ class Blocks:
         return self.r[members[0] // self.images]
 
 
-def draw_sides(against: str, *, C: int, n: int, triplets: int, device: torch.device) -> Sides:
+def draw_sides(against: str, *, N: int, C: int, triplets: int, device: torch.device) -> Sides:
     """Ours gives so many triplets a call; the others, which are slow, a hundredth or a thousandth."""
-    r, generator = relevances(C, n), torch.Generator().manual_seed(1)
-    own = whole_classes(C, n)
+    r, generator = relevances(C, N // C), torch.Generator().manual_seed(1)
+    own = whole_classes(C, N // C)
     ours = partial(own.draw, triplets, random_bits(generator))
     if against == CHOICE:
         count = max(1, triplets // 1000)
@@ -159,21 +162,22 @@ def ways(n: int, capacity: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def sampler(way: str, C: int, n: int, B: int, capacity: int) -> ReservoirTripletSampler:
+def sampler(way: str, N: int, C: int, B: int, capacity: int) -> ReservoirTripletSampler:
+    n = N // C
     labels = np.repeat(np.arange(C), n)
     options = {"batch_size": B, "out_of_class_ratio": RATIO, **ways(n, capacity)[way]}
     return ReservoirTripletSampler(labels, Blocks(relevances(C, n).numpy()), **options)
 
 
 def sampler_sides(
-    way: str, against: str, *, C: int, n: int, B: int, capacity: int, device: torch.device
+    way: str, against: str, *, N: int, C: int, B: int, capacity: int, device: torch.device
 ) -> Sides:
     """An epoch; of numpy's choices, which are slow, two hundred triplets."""
-    ours = sampler(way, C, n, B, capacity)
+    ours = sampler(way, N, C, B, capacity)
     if against == CHOICE:
-        choices = partial(by_choice, relevances(C, n).numpy(), 200, RATIO, np.random.default_rng(0))
+        choices = partial(by_choice, relevances(C, N // C).numpy(), 200, RATIO, np.random.default_rng(0))
         return Sides(partial(list, ours), choices, (len(ours) * B // 3, 200))
-    labels = np.repeat(np.arange(C), n)
+    labels = np.repeat(np.arange(C), N // C)
     return Sides(partial(list, ours), partial(list, m_per_class(labels, B)))
 
 
@@ -185,40 +189,47 @@ def cases(
     batch_size: int,
     capacity: int,
     image_curve: list[int],
+    class_curve_images: int,
     class_curve: list[int],
 ) -> list[Case]:
-    sizes = {"C": classes, "n": images}
+    sizes = {"N": images, "C": classes}
 
     def drawn(against: str) -> Case:
         what, make = "RelevantTriplets.draw", partial(draw_sides, against)
-        return Case("triplets", what, against, make, {**sizes, "triplets": triplets}, unit="triplet")
+        more = {**sizes, "triplets": triplets}
+        return Case("triplets", what, against, make, more, unit="triplet", threads=1)
 
     def sampled(way: str, against: str, unit: str) -> Case:
         what, make = f"ReservoirTripletSampler, {way}", partial(sampler_sides, way, against)
         more = {**sizes, "B": batch_size, "capacity": capacity}
-        return Case("samplers", what, against, make, more, unit=unit)
+        return Case("samplers", what, against, make, more, unit=unit, threads=1)
 
     per_class = "PML MPerClassSampler, m = 3"
     found = [drawn(CHOICE), drawn(MULTINOMIAL)]
-    found += [sampled(way, per_class, "epoch") for way in ways(images, capacity)]
+    found += [sampled(way, per_class, "epoch") for way in ways(images // classes, capacity)]
     found += [sampled(way, CHOICE, "triplet") for way in ("capacity=None", "bounded")]
-    for way in ("capacity=None", "bounded"):
-        found += sampled(way, per_class, "epoch").curve("n", image_curve)
-        found += sampled(way, per_class, "epoch").curve("C", class_curve)
+    for growing in (
+        drawn(CHOICE),
+        *(sampled(way, per_class, "epoch") for way in ("capacity=None", "bounded")),
+    ):
+        found += growing.curve("N", image_curve)
+        few = replace(growing, sizes={**growing.sizes, "N": class_curve_images})
+        found += few.curve("C", class_curve)
     return found
 
 
 def extras(sizes: dict[str, Any]) -> None:
     """What is no ratio: what building takes, and how exact the samplers' triplets are."""
-    shape, seconds = (sizes["classes"], sizes["images"]), []
+    classes, images = sizes["classes"], sizes["images"]
+    shape, seconds = (classes, images // classes), []
     relevances(*shape)
     whole_classes.cache_clear()
     memory = peak_memory(lambda: seconds.extend(_seconds(partial(whole_classes, *shape))))
     print(f"\nRelevantTriplets built in {seconds[0]:.1f} s ({seconds[1]:.1f} s of the processor), ", end="")
     print(f"{memory / 2**20:.0f} MiB beside the relevances\n")
     rows = []
-    for way in ways(sizes["images"], sizes["capacity"]):
-        one = sampler(way, *shape, sizes["batch_size"], sizes["capacity"])
+    for way in ways(images // classes, sizes["capacity"]):
+        one = sampler(way, images, classes, sizes["batch_size"], sizes["capacity"])
         wall, processor = _seconds(partial(list, one))
         counters = one.counters
         speed = counters["accepted"] / processor

@@ -1,6 +1,7 @@
 """Weighted reservoirs: items a second of a long stream, against loops and against a choice among all weights; draws.
 
-The stream is 14 million items (the paper's size) of C classes in chunks, made beforehand; capacity 100 a class.
+The stream is 14 million items (the paper's size) of C classes in chunks, made beforehand; capacity 100 a class. One
+thread.
 
 - heapq: the loop that users write, Efraimidis & Spirakis' A-Res with a heap a class and the standard library.
 - datasketches: Apache DataSketches' VarOpt sketch (C++; `pip install datasketches`), one a class, the one well-kept
@@ -40,6 +41,9 @@ FULL = {
     "loop_draws": 500,  # one at a time
     "item_curve": [30_000, 100_000, 300_000, 1_000_000],
     "class_curve": [10, 100, 1000, 10_000],
+    "draw_curve": [1000, 10_000, 100_000],
+    "draw_item_curve": [10_000, 30_000, 100_000],
+    "draw_class_curve": [10, 100, 1000],
 }
 QUICK = {
     "items": 2_000,
@@ -51,6 +55,9 @@ QUICK = {
     "loop_draws": 10,
     "item_curve": [100, 200, 400],
     "class_curve": [2, 4, 8],
+    "draw_curve": [50, 100, 200],
+    "draw_item_curve": [100, 200, 400],
+    "draw_class_curve": [2, 4, 8],
 }
 
 Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -157,11 +164,14 @@ def cases(
     loop_draws: int,
     item_curve: list[int],
     class_curve: list[int],
+    draw_curve: list[int],
+    draw_item_curve: list[int],
+    draw_class_curve: list[int],
 ) -> list[Case]:
     sizes = {"N": items, "chunk": chunk, "C": classes, "capacity": capacity}
 
     def case(what: str, against: str, make: Callable[..., Sides], sizes: dict[str, int], unit: str) -> Case:
-        return Case("reservoirs", what, against, make, sizes, unit=unit)
+        return Case("reservoirs", what, against, make, sizes, unit=unit, threads=1)
 
     extend = "ClassReservoirs.extend"
     found = [
@@ -175,12 +185,19 @@ def cases(
             make = partial(one_class_sides, method, against)
             found.append(case(f"WeightedReservoir, {method}, one class", name, make, alone_sizes, "item"))
     drawn = {"draws": draws, "N": chunk, "C": classes, "capacity": capacity}
-    for way, name in (("draw", "numpy choice(p=), one by one"), ("draw_uniform", "numpy choice, one by one")):
-        make = partial(draw_sides, way, loop_draws=loop_draws)
-        found.append(case(f"ClassReservoirs.{way}", name, make, drawn, "draw"))
+    draws_by = [
+        case(f"ClassReservoirs.{way}", name, partial(draw_sides, way, loop_draws=loop_draws), drawn, "draw")
+        for way, name in (
+            ("draw", "numpy choice(p=), one by one"),
+            ("draw_uniform", "numpy choice, one by one"),
+        )
+    ]
     heap = next(iter(LOOPS))
     growing = case(extend, heap, partial(stream_sides, heap), {**sizes, "N": item_curve[-1]}, "stream")
-    return found + growing.curve("N", item_curve) + growing.curve("C", class_curve)
+    curves = growing.curve("N", item_curve) + growing.curve("C", class_curve)
+    for along, values in (("draws", draw_curve), ("N", draw_item_curve), ("C", draw_class_curve)):
+        curves += draws_by[0].curve(along, values)
+    return found + draws_by + curves
 
 
 def extras(sizes: dict[str, Any]) -> None:

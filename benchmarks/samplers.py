@@ -21,6 +21,7 @@ FULL = {
     "images": 100_000,
     "classes": 200,
     "triplets": 100_000,
+    "new_set_images": 10_000,  # of these PML's sampler draws its triplets one by one
     "batch_size": 510,
     "image_curve": [12_500, 25_000, 50_000, 100_000],
     "class_curve": [10, 100, 1000, 10_000],
@@ -29,6 +30,7 @@ QUICK = {
     "images": 120,
     "classes": 6,
     "triplets": 60,
+    "new_set_images": 120,
     "batch_size": 12,
     "image_curve": [60, 120, 240],
     "class_curve": [3, 6, 12],
@@ -78,6 +80,7 @@ def cases(
     images: int,
     classes: int,
     triplets: int,
+    new_set_images: int,
     batch_size: int,
     image_curve: list[int],
     class_curve: list[int],
@@ -93,15 +96,20 @@ def cases(
     offline = case("OfflineTripletSampler", "PML FixedSetOfTriplets, given its set", offline_sides, given)
     wrapper = "DistributedBatchSampler over UniformTripletSampler"
     torchs = "torch DistributedSampler, uniform images"
+    distributed = case(wrapper, "UniformTripletSampler alone", partial(distributed_sides, "alone"))
     return [
         uniform,
-        case("UniformTripletSampler", fixed, partial(uniform_sides, "new set")),
+        case(
+            "UniformTripletSampler", fixed, partial(uniform_sides, "new set"), {**sizes, "N": new_set_images}
+        ),
         offline,
-        case(wrapper, "UniformTripletSampler alone", partial(distributed_sides, "alone")),
+        distributed,
         case(wrapper, torchs, partial(distributed_sides, "torch")),
         *uniform.curve("N", image_curve),
         *uniform.curve("C", class_curve),
         *offline.curve("T", image_curve),
+        *distributed.curve("N", image_curve),
+        *distributed.curve("C", class_curve),
     ]
 
 

@@ -6,7 +6,7 @@
 Three things are measured on images that it makes in a temporary folder:
 
 - images per second of the stream against a plain WebDataset pipeline (shuffle buffer of as many images, decoded,
-  batched), both reading the same shards in one process, every image about once;
+  batched), both reading the same shards in one process and thread, every image about once;
 - the peak memory that a fresh process adds when it reads a stream of 10 x its byte budget, and then when it trains a
   small network on it; and the same on a tenth of that stream, which shows what the stream's length costs;
 - whether that training learns: precision at 10 on held-out images before and after.
@@ -34,8 +34,24 @@ from dr_plugin.metrics import precision_at_k
 from dr_plugin.metrics.knn import nearest
 from dr_plugin.trunks import SmallConvNet
 
-FULL = {"images": 6000, "classes": 20, "size": 48, "batch_size": 150}
-QUICK = {"images": 600, "classes": 4, "size": 8, "batch_size": 12}
+FULL = {
+    "images": 6000,
+    "classes": 20,
+    "size": 48,
+    "batch_size": 150,
+    "image_curve": [1500, 3000, 6000],
+    "class_curve": [5, 10, 20],
+    "batch_curve": [30, 150, 600],
+}
+QUICK = {
+    "images": 240,
+    "classes": 4,
+    "size": 24,
+    "batch_size": 12,
+    "image_curve": [240, 320, 400],
+    "class_curve": [2, 3, 4],
+    "batch_curve": [6, 12, 24],
+}
 
 
 def make_images(count: int, classes: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -87,10 +103,16 @@ class Shards(NamedTuple):
 
 
 @cache
-def shards(count: int, classes: int, size: int, batch_size: int) -> Shards:
-    """So many images as 12 shards, with a byte budget of a tenth of them."""
+def written(count: int, classes: int, size: int) -> Path:
+    """So many images as 12 shards."""
     folder, (images, labels) = scratch_folder(), make_images(count, classes, size, seed=0)
     write_shards(images, labels, folder, relevance=RandomTotals(count), images_per_shard=-(-count // 12))
+    return folder
+
+
+def shards(count: int, classes: int, size: int, batch_size: int) -> Shards:
+    """So many images, with a byte budget of a tenth of them."""
+    folder = written(count, classes, size)
     bytes_ = [len(sample.image) for shard in find_shards(folder) for sample in read_shard(shard)]
     budget = sum(bytes_) // 10
     held = max(1, budget // int(np.mean(bytes_) + OVERHEAD))
@@ -160,10 +182,23 @@ def sides(*, N: int, C: int, px: int, B: int, device: torch.device) -> Sides:
     return Sides(lambda: sum(len(labels) for _, labels in stream), lambda: webdataset_pass(long), (N, N))
 
 
-def cases(*, images: int, classes: int, size: int, batch_size: int) -> list[Case]:
+def cases(
+    *,
+    images: int,
+    classes: int,
+    size: int,
+    batch_size: int,
+    image_curve: list[int],
+    class_curve: list[int],
+    batch_curve: list[int],
+) -> list[Case]:
     against = "WebDataset, shuffle buffer of as many images"
     sizes = {"N": images, "C": classes, "px": size, "B": batch_size}
-    return [Case("data pipeline", "TripletStream", against, sides, sizes, unit="image")]
+    stream = Case("data pipeline", "TripletStream", against, sides, sizes, unit="image", threads=1)
+    found = [stream]
+    for along, values in (("N", image_curve), ("C", class_curve), ("B", batch_curve)):
+        found += stream.curve(along, values)
+    return found
 
 
 def extras(sizes: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The benchmark suite: everything against what a user would pick instead, in one run, as one table.
 
-    python benchmarks/suite.py                          # all of it; under 15 minutes on 2 quiet cores
+    python benchmarks/suite.py                          # all of it; about 15 minutes on 2 quiet cores
     python benchmarks/suite.py --quick                  # tiny sizes, to see that it runs; the figures mean nothing
     python benchmarks/suite.py --only "miners|LRML"     # rows whose "group: ours / instead of" matches
     python benchmarks/suite.py --device cuda            # what can run on a GPU runs there
@@ -13,7 +13,7 @@ benchmarks/NAME.py --help.
 
 import argparse
 import importlib
-import re
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +27,7 @@ SCRIPTS = (
     "data_pipeline",
     "stream",
     "trainer",
+    "synthetic_step",
     "uniform_miner",
     "reservoir_miner",
     "pddm",
@@ -63,6 +64,8 @@ def markdown(content: Mapping[str, Any]) -> str:
         f"{content['wall_time_s']:.0f} s in all.",
         f"{ABOVE_ONE} Quartiles are of the ratios of interleaved pairs of calls; MiB, peak memory beyond the inputs.",
     ]
+    loads = (" ".join(f"{load:.2f}" for load in content["load_average"][when]) for when in ("start", "end"))
+    parts.append("Load averages of 1, 5 and 15 minutes: {} at the start, {} at the end.".format(*loads))
     ratios = [row for row in content["rows"] if row["along"] is None]
     for group in dict.fromkeys(row["group"] for row in ratios):
         rows = [row for row in ratios if row["group"] == group]
@@ -76,8 +79,8 @@ def markdown(content: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write(rows: Sequence[Any], options: argparse.Namespace, started: float) -> None:
-    """table.json, table.md and growth.png of what was measured."""
+def write(rows: Sequence[Any], options: argparse.Namespace, started: float, load: Sequence[float]) -> None:
+    """table.json, table.md and growth.png of what was measured since then, under such a load at the start."""
     import torch
     from _growth import growths, plot
     from _harness import machine_line
@@ -92,6 +95,7 @@ def write(rows: Sequence[Any], options: argparse.Namespace, started: float) -> N
         "device": options.device,
         "size": "quick" if options.quick else "full",
         "wall_time_s": round(time.perf_counter() - started, 1),
+        "load_average": {"start": list(load), "end": list(os.getloadavg())},  # a busy machine is seen by it
         "rows": measured,
         "growth": growths(measured),
     }
@@ -107,33 +111,26 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_common(parser)
-    parser.add_argument("--only", metavar="PATTERN", help="a regular expression, found in a row's name")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"), help="default: %(default)s")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write, and give the status: 1 if a row failed."""
-    started = time.perf_counter()
+    started, load = time.perf_counter(), os.getloadavg()
     options = parsed(arguments)
     import torch
     from _cases import FULL, QUICK, measured
-    from _tables import tell
+    from _tables import chosen, tell
 
-    cases = all_cases(options.quick)
-    if options.only is not None:
-        pattern = re.compile(options.only, re.IGNORECASE)
-        cases = [case for case in cases if pattern.search(case.name)]
-    if not cases:
-        print(f"--only: got {options.only!r}, which no row's name matches", file=sys.stderr)
-        return 2
+    cases = chosen(all_cases(options.quick), options)
     rows: list[Any] = []
     try:
         for row in measured(cases, torch.device(options.device), QUICK if options.quick else FULL):
             tell(row)
             rows.append(row)
     finally:  # what was measured before an interrupt is kept
-        write(rows, options, started)
+        write(rows, options, started, load)
     print((options.output / "table.md").read_text())
     return int(any(row.error is not None for row in rows))
 

@@ -2,8 +2,8 @@
 and against PML's own trainer on the same images and augmentation, B a batch.
 
 Target: at least 0.95 of the bare loop. Random images stand in for a data set: their content costs nothing
-either way. PML's MetricLossOnly knows no autocast: it is compared in float32 only. Its loader takes images of the
-same pack one by one, without worker processes, which would have to be started at each call.
+either way. PML's MetricLossOnly knows no autocast: it is compared in float32 only. Its loader takes the same images
+from memory, without worker processes, which would have to be started at each call.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from _harness import scratch_folder
 from _tables import alone
 from pytorch_metric_learning.trainers import MetricLossOnly
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from dr_plugin.datasets import BatchAugment, PackedImages
 from dr_plugin.experiments.ranking import RankingTrainer
@@ -78,14 +79,13 @@ def bare_loop(data: PackedImages, batch: int, precision: str, device: torch.devi
     """One epoch, written out by hand."""
     trunk, optimizer, miner, loss, augment = parts(data.image_size[0], device)
     generator = torch.Generator().manual_seed(0)
-    dtype = getattr(torch, precision)
+    dtype, pin = getattr(torch, precision), device.type == "cuda"
 
     def epoch() -> None:
         trunk.train()
         for indices in torch.randperm(len(data), generator=generator).split(batch):
-            images, labels = data.batch(indices)
-            images = augment(images.to(device), generator, training=True)
-            labels = labels.to(device)
+            images, labels = data.batch(indices, pin=pin)  # labels stay: the miner reads them on the CPU
+            images = augment(images.to(device, non_blocking=True), generator, training=True)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
                 embeddings = trunk(images)
             embeddings = embeddings.float()
@@ -130,7 +130,7 @@ def pml_trainer(data: PackedImages, batch: int, precision: str, device: torch.de
         batch_size=batch,
         loss_funcs={"metric_loss": loss},
         mining_funcs={"tuple_miner": miner},
-        dataset=data,
+        dataset=TensorDataset(*data.batch(torch.arange(len(data)))),
         data_device=device,
         dataloader_num_workers=0,
         data_and_label_getter=augmented,

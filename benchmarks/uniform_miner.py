@@ -1,5 +1,5 @@
 """UniformTripletMiner against PML's get_random_triplet_indices (as many triplets of the same batch), and against
-TripletMarginMiner, which looks at all triplets. Batches of B embeddings of C classes.
+TripletMarginMiner, which looks at all triplets. Batches of B embeddings of C classes, T triplets of ours.
 """
 
 from functools import partial
@@ -40,8 +40,8 @@ def batch(B: int, C: int, device: torch.device) -> tuple[torch.Tensor, torch.Ten
     return embeddings.to(device), labels.to(device)
 
 
-def sides(against: str, *, B: int, C: int, per_query: int, device: torch.device) -> Sides:
-    embeddings, labels = batch(B, C, device)
+def sides(against: str, *, B: int, C: int, T: int, device: torch.device) -> Sides:
+    (embeddings, labels), per_query = batch(B, C, device), T // B
     ours = UniformTripletMiner(per_query)
     if against == "random":
         theirs = partial(get_random_triplet_indices, labels, t_per_anchor=per_query)
@@ -60,7 +60,7 @@ def cases(
     class_curve: list[int],
 ) -> list[Case]:
     def case(against: str, name: str, B: int) -> Case:
-        sizes = {"B": B, "C": B // images_per_class, "per_query": per_query}
+        sizes = {"B": B, "C": B // images_per_class, "T": B * per_query}
         return Case("miners", "UniformTripletMiner", name, partial(sides, against), sizes)
 
     found = [case("random", "PML get_random_triplet_indices", B) for B in batch_sizes]
