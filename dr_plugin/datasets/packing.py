@@ -215,7 +215,8 @@ def _write_images(
 
 def checked_indices(indices: Indices, count: int) -> npt.NDArray[np.int64]:
     """The indices as (B,) int64, all of them in 0..count-1."""
-    return as_indices("indices", indices.cpu() if isinstance(indices, Tensor) else indices, count)
+    # A copy: torch warns of arrays that are only read.
+    return as_indices("indices", indices.cpu() if isinstance(indices, Tensor) else indices, count).copy()
 
 
 def pixels_of(image: Any, size: int | None) -> Pixels:
