@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dr_plugin.checks import as_number, check_flag, check_whole, check_wholes, shown
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_TRIALS = 10  # torchvision's RandomResizedCrop gives up after as many
@@ -88,15 +90,11 @@ class BatchAugment:
         std: Sequence[float] = IMAGENET_STD,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        if image_size < 1:
-            raise ValueError(f"image_size: got {image_size}, expected at least 1")
-        if not 0 <= pixel_shift < image_size:
-            raise ValueError(
-                f"pixel_shift: got {pixel_shift}, expected 0 <= pixel_shift < image_size = {image_size}"
-            )
-        self.image_size = image_size
-        self.pixel_shift = pixel_shift
-        self.horizontal_flip = horizontal_flip
+        self.image_size = check_whole("image_size", image_size, minimum=1, below=2**31)
+        self.pixel_shift = check_whole("pixel_shift", pixel_shift, minimum=0, below=self.image_size)
+        self.horizontal_flip = check_flag("horizontal_flip", horizontal_flip)
+        if not isinstance(memory_format, torch.memory_format):
+            raise ValueError(f"memory_format: got {shown(memory_format)}, expected a torch.memory_format")
         self.crop = None if random_resized_crop is None else _crop_ranges(random_resized_crop)
         self.memory_format = memory_format
         self.mean, self.std = _three("mean", mean), _three("std", std)
@@ -117,7 +115,10 @@ class BatchAugment:
         ``part_of`` = (start, total) says that the images are those from ``start`` on of a batch of ``total``.
         """
         _check_images(images)
-        start, total = part_of or (0, len(images))
+        place = [0, len(images)] if part_of is None else check_wholes("part_of", part_of, minimum=0)
+        if len(place) != 2:
+            raise ValueError(f"part_of: got {part_of}, expected where the images start, and the total")
+        start, total = place
         if not 0 <= start <= start + len(images) <= total:
             raise ValueError(
                 f"part_of: got ({start}, {total}) for {len(images)} images, expected that they lie within the total"
@@ -246,21 +247,30 @@ def _resize_weights(start: Tensor, length: Tensor, source: int, size: int) -> Te
 
 
 def _crop_ranges(ranges: Mapping[str, Sequence[float]]) -> CropRanges:
+    if not isinstance(ranges, Mapping):
+        raise ValueError(
+            f"random_resized_crop: got {shown(ranges)}, expected None, or scale and ratio by name"
+        )
     if unknown := sorted(set(ranges) - set(CropRanges._fields)):
         raise ValueError(f"random_resized_crop: got {unknown}, expected the keys scale and ratio")
     for name, values in ranges.items():
         limit = 1.0 if name == "scale" else sys.float_info.max
-        if len(values) != 2 or not 0 < values[0] <= values[1] <= limit:
+        if (
+            not isinstance(values, list | tuple)
+            or len(values) != 2
+            or not 0 < values[0] <= values[1] <= limit
+        ):
             most = " <= 1" if name == "scale" else ""
             expected = f"[low, high] with 0 < low <= high{most}"
-            raise ValueError(f"random_resized_crop {name}: got {list(values)}, expected {expected}")
+            raise ValueError(f"random_resized_crop {name}: got {shown(values)}, expected {expected}")
     return CropRanges(**{name: (float(low), float(high)) for name, (low, high) in ranges.items()})
 
 
 def _three(name: str, values: Sequence[float]) -> tuple[float, float, float]:
-    if len(values) != 3 or not all(math.isfinite(value) for value in values):
-        raise ValueError(f"{name}: got {list(values)}, expected three finite numbers, one per channel")
-    return float(values[0]), float(values[1]), float(values[2])
+    numbers = [as_number(value) for value in values] if isinstance(values, list | tuple) else []
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name}: got {shown(values)}, expected three finite numbers, one per channel")
+    return numbers[0], numbers[1], numbers[2]
 
 
 def _check_images(images: Tensor) -> None:

@@ -14,6 +14,8 @@ from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dr_plugin.checks import check_path, check_whole_or_none, check_wholes
+
 from .pack_files import checksums_of, map_images, read_pack
 from .packing import (
     ImageSource,
@@ -49,7 +51,7 @@ class PackedImages(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder).resolve()
+        self.folder = check_path("folder", folder).resolve()
         meta = read_pack(self.folder)
         self._fingerprint = meta["fingerprint"]
         self._shape = tuple(meta["shape"])
@@ -93,12 +95,11 @@ class PackedImages(Dataset[tuple[Tensor, int]]):
             ValueError: if an image cannot be decoded (the first ten are named) or differs in size, or an
                 argument is out of its range.
         """
-        folder = Path(folder)
+        folder = check_path("folder", folder)
+        workers = check_whole_or_none("workers", workers, minimum=1, below=2**31)
         source = Source.of(dataset, indices, size)
         if workers is None:
             workers = min(8, os.cpu_count() or 1)
-        if workers < 1:
-            raise ValueError(f"workers: got {workers}, expected at least 1")
         fingerprint = source.fingerprint()
         if (packed := cls._built(folder, fingerprint)) is not None:
             return packed
@@ -182,9 +183,10 @@ class PackedImages(Dataset[tuple[Tensor, int]]):
 
     def select_classes(self, labels: Sequence[int]) -> Self:
         """The images with these labels only, relabelled 0, 1, ... in the order given, with names to match."""
+        labels = check_wholes("labels", labels, minimum=0)
         if not labels or len(set(labels)) != len(labels):
-            raise ValueError(f"labels: got {list(labels)}, expected different labels, at least one")
-        if unknown := [label for label in labels if not 0 <= label < len(self.class_names)]:
+            raise ValueError(f"labels: got {labels}, expected different labels, at least one")
+        if unknown := [label for label in labels if label >= len(self.class_names)]:
             raise ValueError(f"labels: got {unknown}, expected labels from 0 to {len(self.class_names) - 1}")
         new = torch.full((len(self.class_names),), -1)
         new[list(labels)] = torch.arange(len(labels))

@@ -19,6 +19,7 @@ from torch import Tensor
 from torchvision.transforms import functional
 
 from dr_plugin.atomic import replacing, write_json
+from dr_plugin.checks import as_indices, check_length, check_whole_or_none
 
 from .pack_files import FORMAT, Meta, checksum, images_file
 
@@ -59,12 +60,11 @@ class Source(NamedTuple):
     @classmethod
     def of(cls, dataset: ImageSource, indices: Indices | None, size: int | None) -> "Source":
         """Collect and check what the data set says of itself; nothing is decoded."""
-        count = len(dataset)
+        count = check_length("dataset", dataset, "images and labels that are taken by index")
         chosen = np.arange(count) if indices is None else checked_indices(indices, count)
         if len(chosen) == 0:
             raise ValueError("got no images to pack, expected at least one")
-        if size is not None and size < 1:
-            raise ValueError(f"size: got {size}, expected None or at least 1")
+        size = check_whole_or_none("size", size, minimum=1, below=2**31)
         paths = getattr(dataset, "paths", None)
         if paths is None and (samples := getattr(dataset, "samples", None)) is not None:
             paths = [sample[0] for sample in samples]
@@ -215,17 +215,8 @@ def _write_images(
 
 def checked_indices(indices: Indices, count: int) -> npt.NDArray[np.int64]:
     """The indices as (B,) int64, all of them in 0..count-1."""
-    chosen = indices.cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)
-    if chosen.size == 0:
-        chosen = chosen.astype(np.int64)  # an empty list has no integer type
-    if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
-        raise ValueError(
-            f"indices: got {chosen.dtype} of shape {chosen.shape}, expected integers of shape (B,)"
-        )
-    outside = (chosen < 0) | (chosen >= count)
-    if outside.any():
-        raise IndexError(f"indices: got {chosen[outside][0]}, expected 0 to {count - 1}")
-    return chosen.astype(np.int64)
+    # A copy: torch warns of arrays that are only read.
+    return as_indices("indices", indices.cpu() if isinstance(indices, Tensor) else indices, count).copy()
 
 
 def pixels_of(image: Any, size: int | None) -> Pixels:

@@ -12,6 +12,7 @@ from torch import Tensor
 from webdataset import TarWriter
 
 from dr_plugin.atomic import replacing, write_json
+from dr_plugin.checks import check_path, check_whole, shown
 from dr_plugin.triplets import Relevance
 
 from .shard_contents import BatchSource, Contents
@@ -62,14 +63,13 @@ def write_shards(
     Example:
         >>> shards = write_shards(packed, packed.labels, "shards", relevance=golden)  # doctest: +SKIP
     """
-    for name, value, least in (("images_per_shard", images_per_shard, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: got {value!r}, expected a whole number, at least {least}")
+    images_per_shard = check_whole("images_per_shard", images_per_shard, minimum=1)
+    seed = check_whole("seed", seed, minimum=0)
+    folder = check_path("folder", folder)
     contents = Contents.of(images, labels, relevance, features)
     names = [_shard_name(pattern, number) for number in range(-(-len(contents) // images_per_shard))]
     if len(set(names)) < len(names):
         raise ValueError(f"pattern: got {pattern!r}, expected a field for the number: 'images-{{:06d}}.tar'")
-    folder = Path(folder)
     paths = [folder / name for name in names]
     fingerprint = contents.fingerprint((FORMAT, names, images_per_shard, seed))
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,6 +125,8 @@ def _write_shard(path: Path, samples: Iterator[dict[str, str | bytes]]) -> None:
 
 
 def _shard_name(pattern: str, number: int) -> str:
+    if not isinstance(pattern, str):
+        raise ValueError(f"pattern: got {shown(pattern)}, expected one like 'images-{{:06d}}.tar'")
     try:
         name = pattern.format(number)
     except (IndexError, KeyError, ValueError) as error:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dr_plugin import distributed
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import check_flag, check_whole, check_whole_or_none, shown
 from dr_plugin.triplets.draws import Weighting
 from dr_plugin.triplets.kernels import Kernel
 
@@ -118,8 +118,8 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
     ) -> None:
         check_whole("byte_budget", byte_budget, minimum=1)
         check_whole("seed", seed, minimum=0)
-        if batches_per_epoch is not None:
-            check_whole("batches_per_epoch", batches_per_epoch, minimum=1)
+        batches_per_epoch = check_whole_or_none("batches_per_epoch", batches_per_epoch, minimum=1)
+        shared, presplit = check_flag("shared", shared), check_flag("presplit", presplit)
         self._ranks_given = world_size is not None
         self.rank, self.world_size = _ranks(rank, world_size)
         if shared and self.world_size not in (1, distributed.world_size()):
@@ -233,11 +233,11 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
             start_batch: At least 0, below `len(self)`. None: 0, or the loaded position where the epoch is the
                 loaded one, so that a loop which calls `set_epoch(epoch)` each time can be resumed.
         """
-        check_whole("epoch", epoch, minimum=0)
+        epoch = check_whole("epoch", epoch, minimum=0)
         position = self.position
         if start_batch is None:
             start_batch = position[1] if epoch == position[0] else 0
-        check_whole("start_batch", start_batch, minimum=0, below=self.batches_per_epoch)
+        start_batch = check_whole("start_batch", start_batch, minimum=0, below=self.batches_per_epoch)
         self._shared[0, :2] = torch.tensor([epoch, start_batch])
         self._shared[1:, 0] = 0
 
@@ -249,13 +249,14 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
             batches_consumed: How many batches of `epoch` were trained on, those before a resume included.
         """
         if epoch is None:
-            if batches_consumed:
+            if check_whole("batches_consumed", batches_consumed, minimum=0):
                 raise ValueError(f"batches_consumed: got {batches_consumed} without epoch, expected both")
             epoch, batch = self.position
         else:
-            check_whole("epoch", epoch, minimum=0)
-            check_whole("batches_consumed", batches_consumed, minimum=0, below=self.batches_per_epoch + 1)
-            finished, batch = divmod(batches_consumed, self.batches_per_epoch)
+            epoch = check_whole("epoch", epoch, minimum=0)
+            most = self.batches_per_epoch
+            consumed = check_whole("batches_consumed", batches_consumed, minimum=0, below=most + 1)
+            finished, batch = divmod(consumed, most)
             epoch += finished
         return {"epoch": epoch, "batch": batch, "workers": int(self._shared[0, 2]), **self._fixed}
 
@@ -282,7 +283,7 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
                 "batches_per_epoch: got None for a source that does not say how many images it has, expected a "
                 "number; shards with the meta.json of write_shards say it"
             )
-        triplets = images * self._options.triplets_per_image
+        triplets = images * float(self._options.triplets_per_image)
         return max(1, math.ceil(3 * triplets / (self.batch_size * self.world_size) - 1e-9))
 
 
@@ -291,8 +292,9 @@ def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         return 0, 1
-    if rank is None or world_size is None or not 0 <= rank < world_size:
+    if rank is None or world_size is None:
         raise ValueError(
-            f"rank, world_size: got {rank}, {world_size}, expected both, and 0 <= rank < world_size"
+            f"rank, world_size: got {shown(rank)}, {shown(world_size)}, expected both, and 0 <= rank < world_size"
         )
-    return rank, world_size
+    world_size = check_whole("world_size", world_size, minimum=1, below=2**31)
+    return check_whole("rank", rank, minimum=0, below=world_size), world_size

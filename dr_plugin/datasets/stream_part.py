@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from dr_plugin import distributed
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import as_number, check_flag, check_whole, shown
 from dr_plugin.reservoirs import ClassReservoirs
 from dr_plugin.triplets.candidates import BYSTANDER
 from dr_plugin.triplets.draws import Weighting, check_draw
@@ -56,13 +55,13 @@ class Options:
 
     def check(self) -> None:
         """ValueError if one is out of range."""
-        check_whole("batch_size", self.batch_size, minimum=3)
+        check_whole("batch_size", self.batch_size, minimum=3, below=2**31)
         if self.batch_size % 3:
             raise ValueError(
                 f"batch_size: got {self.batch_size}, expected a multiple of 3 (query, positive, negative)"
             )
         if self.size is not None:
-            check_whole("size", self.size, minimum=1)
+            check_whole("size", self.size, minimum=1, below=2**31)
         check_whole("max_bad_images", self.max_bad_images, minimum=0)
         check_draw(
             out_of_class_ratio=self.out_of_class_ratio,
@@ -71,17 +70,15 @@ class Options:
             weighting=self.weighting,
             max_trials=self.max_trials,
         )
-        number = isinstance(self.triplets_per_image, Real) and not isinstance(self.triplets_per_image, bool)
-        if not number or not 0 < self.triplets_per_image < math.inf:
+        if not 0 < as_number(self.triplets_per_image) < math.inf:
             raise ValueError(
-                f"triplets_per_image: got {self.triplets_per_image!r}, expected a finite number above 0"
+                f"triplets_per_image: got {shown(self.triplets_per_image)}, expected a finite number above 0"
             )
         for name in ("exact", "shared"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected True or False")
+            check_flag(name, getattr(self, name))
         if self.pair_relevance is not None and not callable(self.pair_relevance):
             raise ValueError(
-                f"pair_relevance: got {self.pair_relevance!r}, expected a kernel, its name, a function or None"
+                f"pair_relevance: got {shown(self.pair_relevance)}, expected a kernel, its name, a function or None"
             )
         if self.out_of_class_ratio < 1 and self.pair_relevance is None:
             raise ValueError(

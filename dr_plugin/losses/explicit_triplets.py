@@ -160,13 +160,8 @@ def as_triplets(
         if labels is None or ref_labels is None:
             raise ValueError("got ref_emb without ref_labels and no indices_tuple, expected one of these two")
         pairings = len(labels) * len(ref_labels) ** 2
-    elif len(indices_tuple) == 4:
-        pairings = len(indices_tuple[0]) * len(indices_tuple[2])
-    elif len({len(indices) for indices in indices_tuple}) != 1 or len(indices_tuple) != 3:
-        lengths = [len(indices) for indices in indices_tuple]
-        raise ValueError(f"indices_tuple: got lengths {lengths}, expected 3 of one length, or 4 as pairs")
     else:
-        pairings = 0
+        pairings = check_lengths(indices_tuple)
     if pairings > _MAX_PAIRINGS:
         raise ValueError(
             f"indices_tuple: got {'none' if indices_tuple is None else 'pairs'}, whose triplets would be "
@@ -180,6 +175,16 @@ def as_triplets(
     # int32 is an index for some operations only, and uint8 a mask for some.
     anchors, positives, negatives = (indices.to(embeddings.device, torch.long) for indices in triplets)
     return anchors, positives, negatives
+
+
+def check_lengths(indices_tuple: tuple[Tensor, ...]) -> int:
+    """How many combinations of pairs are meant, 0 by triplets; ValueError if they are neither."""
+    lengths = [len(indices) for indices in indices_tuple]
+    if len(lengths) == 3 and len(set(lengths)) == 1:
+        return 0
+    if len(lengths) != 4 or lengths[0] != lengths[1] or lengths[2] != lengths[3]:
+        raise ValueError(f"indices_tuple: got lengths {lengths}, expected 3 of one length, or 4 as pairs")
+    return lengths[0] * lengths[2]
 
 
 def _check_indices(indices: Tensor, count: int, wait: bool) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dr_plugin import distributed
+from dr_plugin.checks import shown
 
 
 class GatheredLoss(nn.Module):
@@ -26,7 +27,7 @@ class GatheredLoss(nn.Module):
     Shape:
         embeddings (B, D), labels (B,) of this process -> scalar, the same on all processes.
     Raises:
-        ValueError: if `indices_tuple` is given: it can only mean this process's rows.
+        ValueError: if loss or miner is no module, or `indices_tuple` is given: it can only mean this process's rows.
     Example:
         >>> loss = GatheredLoss(DeepRankingLoss(gap=0.2), UniformTripletMiner(seed=0))  # doctest: +SKIP
         >>> MetricLossOnly(models={"trunk": DistributedDataParallel(trunk)}, loss_funcs={"metric_loss": loss}, ...)
@@ -34,6 +35,9 @@ class GatheredLoss(nn.Module):
     """
 
     def __init__(self, loss: nn.Module, miner: nn.Module | None = None) -> None:
+        for name, module in (("loss", loss), ("miner", miner)):
+            if not isinstance(module, nn.Module) and not (name == "miner" and module is None):
+                raise ValueError(f"{name}: got {shown(module)}, expected one of PML's")
         super().__init__()
         self.loss, self.miner = loss, miner
 

@@ -6,6 +6,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dr_plugin.checks import shown
+
 Convention = Literal["mean", "trapezoid"]
 Without = Literal["left_out", "zero", "error"]
 
@@ -69,8 +71,8 @@ def mean_average_precision(
         ("without_relevant", without_relevant, ("left_out", "zero", "error")),
         ("reduction", reduction, ("mean", "none")),
     ):
-        if value not in names:
-            raise ValueError(f"got {name}={value!r}, expected one of {names}")
+        if not isinstance(value, str) or value not in names:
+            raise ValueError(f"got {name}={shown(value)}, expected one of {names}")
     found, counts, junk = _checked(relevant, relevant_count, ignored)
     has_any = counts > 0
     _check_any(has_any, without_relevant, reduction)

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from dr_plugin.atomic import replacing
+from dr_plugin.checks import as_indices, check_path, check_whole, shown
 from dr_plugin.relevance.base import BaseRelevance, Values, checked_values, digest
-from dr_plugin.relevance.classes import Classes, Labels, checked_indices
+from dr_plugin.relevance.classes import Classes, Labels
 from dr_plugin.triplets.relevances import Indices, Relevance, blocks
 
 Progress = Callable[[str, int, int | None], None]
@@ -45,7 +46,7 @@ class StoredRelevance(BaseRelevance):
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder).resolve()
+        self.folder = check_path("folder", folder).resolve()
         self._fingerprint = _read_meta(self.folder)
         with np.load(_images_file(self.folder, self._fingerprint), allow_pickle=False) as images:
             totals, labels = images["totals"], images.get("labels")
@@ -84,6 +85,14 @@ class StoredRelevance(BaseRelevance):
             ValueError: if labels do not match or are not the relevance's, there is neither fingerprint nor
                 key, more than `max_bytes` would be written, or a relevance is not finite and at least 0.
         """
+        if not isinstance(relevance, Relevance):
+            raise ValueError(
+                f"relevance: got {shown(relevance)}, expected an object with len, pairs and total"
+            )
+        if not isinstance(key, str | None):
+            raise ValueError(f"key: got {shown(key)}, expected a name, or None")
+        max_bytes = check_whole("max_bytes", max_bytes, minimum=0)
+        folder = check_path("folder", folder)
         classes = _classes(relevance, labels)
         needed = 4 * sum(int(size) ** 2 for size in classes.sizes)
         if needed > max_bytes:
@@ -91,7 +100,6 @@ class StoredRelevance(BaseRelevance):
                 f"max_bytes: got {max_bytes:,}, expected at least {needed:,} for classes of up to "
                 f"{classes.sizes.max():,} images: allow more, or use the relevance unstored"
             )
-        folder = Path(folder)
         fingerprint = _fingerprint(relevance, classes, key)
         if (stored := cls._built(folder, fingerprint)) is not None:
             return stored
@@ -118,7 +126,7 @@ class StoredRelevance(BaseRelevance):
 
     def total(self, i: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Total relevance r_i, eq. (6), as stored: (n,) -> (n,)."""
-        totals: npt.NDArray[np.float64] = self._totals[checked_indices(i, len(self), "i")]
+        totals: npt.NDArray[np.float64] = self._totals[as_indices("i", i, len(self))]
         return totals
 
     def _open(self) -> None:

@@ -1,12 +1,12 @@
 """Each process's share of the batches that a sampler draws for all of them."""
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 from torch.utils.data import BatchSampler
 
 from dr_plugin import distributed
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import check_length, check_whole, shown
 
 
 class DistributedBatchSampler(BatchSampler):
@@ -22,8 +22,8 @@ class DistributedBatchSampler(BatchSampler):
             Its `set_epoch` and its state are used as without this class.
         group: Images that stay together: 3 for packaged triplets.
     Raises:
-        ValueError: if `group` is not at least 1; from a pass, if a batch is no whole number of groups, or one that is
-            not the last has fewer groups than there are processes.
+        ValueError: if `group` is not at least 1, or the sampler is none; from a pass, if a batch is no whole number of
+            groups, or one that is not the last has fewer groups than there are processes.
     Example:
         >>> from torch.utils.data import BatchSampler
         >>> list(DistributedBatchSampler(BatchSampler(range(6), 6, drop_last=True), group=3))  # one process
@@ -32,6 +32,9 @@ class DistributedBatchSampler(BatchSampler):
 
     def __init__(self, sampler: Any, *, group: int = 1) -> None:
         self.group = check_whole("group", group, minimum=1)
+        check_length("sampler", sampler, "a batch sampler")
+        if not isinstance(sampler, Iterable):
+            raise ValueError(f"sampler: got {shown(sampler)}, expected a batch sampler")
         self._batches = sampler
         super().__init__(sampler, getattr(sampler, "batch_size", 1), drop_last=False)
 
@@ -45,12 +48,13 @@ class DistributedBatchSampler(BatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         for number, batch in enumerate(self._batches):
-            groups, rest = divmod(len(batch), self.group)
+            size = check_length("sampler", batch, "batches of indices")
+            groups, rest = divmod(size, self.group)
             if number == len(self):
                 return
             if rest or groups < distributed.world_size():
                 raise ValueError(
-                    f"sampler: got a batch of {len(batch)} for {distributed.world_size()} processes in groups of "
+                    f"sampler: got a batch of {size} for {distributed.world_size()} processes in groups of "
                     f"{self.group}, expected whole groups and one for each process at least; change its batch_size"
                 )
             own = distributed.share(groups)

@@ -3,10 +3,11 @@
 import os
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from dr_plugin.checks import check_path, shown
 
 CHECKPOINT_FORMAT = 1
 _NAMES_SHOWN = 8
@@ -26,17 +27,19 @@ def load_weights(trunk: nn.Module, file: str | os.PathLike[str]) -> None:
         file: A state dict (of the ConvNet with torchvision's names, of a `ConvNetEmbedding`, or of a whole
             trunk), or one of our checkpoints. Read with ``weights_only=True``: no code in it runs.
     Raises:
-        ValueError: if the file cannot be read, or is of another network: one error with every name that is
-            missing, unexpected or of the wrong shape.
+        ValueError: if the trunk is no module, the file cannot be read, or is of another network: one error with every
+            name that is missing, unexpected or of the wrong shape.
     Example:
         >>> load_weights(trunk, "runs/tiny_uniform/checkpoint/best.pt")  # doctest: +SKIP
     """
+    if not isinstance(trunk, nn.Module):
+        raise ValueError(f"trunk: got {shown(trunk)}, expected a module")
     load_state(trunk, read_state(file), source=str(file))
 
 
 def read_state(file: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a state dict, or the trunk's state dict in one of our checkpoints; see `load_weights`."""
-    path = Path(file).expanduser()
+    path = check_path("weights", file).expanduser()
     if not path.is_file():
         raise ValueError(f"weights: got {str(file)!r}, which is no file; expected 'imagenet' or a local file")
     try:

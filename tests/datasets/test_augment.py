@@ -267,7 +267,7 @@ def test_batch_augment_is_the_same_on_a_gpu(settings: dict[str, object], size: i
         ({"mean": (0.5, 0.5)}, "mean: got .* three"),
         ({"mean": (0.5, 0.5, float("nan"))}, "mean: got .* finite"),
         ({"std": (0.2, 0.2, 0)}, "std: got .* positive"),
-        ({"random_resized_crop": {"scale": (0.9, 0.1)}}, r"scale: got \[0.9, 0.1\]"),
+        ({"random_resized_crop": {"scale": (0.9, 0.1)}}, r"scale: got \(0.9, 0.1\)"),
         ({"random_resized_crop": {"scale": (0, 1)}}, "scale: got"),
         ({"random_resized_crop": {"scale": (0.5, 1.5)}}, "scale: got .* <= 1"),
         ({"random_resized_crop": {"ratio": (2, 1)}}, "ratio: got"),
@@ -320,6 +320,6 @@ def test_parts_of_a_batch_are_augmented_as_the_whole(settings: dict[str, object]
 @pytest.mark.parametrize("part_of", [(0, 1), (-1, 4), (3, 4)])
 def test_parts_outside_of_the_batch_are_refused(part_of: tuple[int, int]) -> None:
     with pytest.raises(
-        ValueError, match=r"part_of: got .* for 2 images, expected that they lie within the total"
+        ValueError, match=r"part_of: got .*, expected (that they lie within the total|a whole number)"
     ):
         BatchAugment(8)(noise(2, 3, 8, 8), training=True, part_of=part_of)

@@ -629,7 +629,7 @@ def test_it_is_an_iterable_dataset(folder):
         ({"max_bad_images": -1}, "max_bad_images: got -1"),
         ({"seed": -1}, "seed: got -1"),
         ({"rank": 1}, "rank, world_size: got 1, None"),
-        ({"rank": 2, "world_size": 2}, "rank, world_size: got 2, 2"),
+        ({"rank": 2, "world_size": 2}, "rank: got 2, expected a whole number, at least 0 and below 2"),
     ],
 )
 def test_bad_arguments_are_refused(folder, changes, message):
