@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from dr_plugin.atomic import WriteError
+
 from .journal import SilentReporter
 from .recipe import RecipeError
 
@@ -43,7 +45,7 @@ class Worker:
         """Wait for the worker's end; gives what its function gave, or what ended it.
 
         Raises:
-            RecipeError: if the function did.
+            RecipeError, WriteError: if the function did.
         """
         try:
             answer = self._answer.recv()
@@ -54,8 +56,8 @@ class Worker:
                 f"its process ended with status {self._process.exitcode}; was it killed for want of memory?"
             )
         self._process.join()
-        if isinstance(answer, list):
-            raise RecipeError(*answer)
+        if isinstance(answer, RecipeError | WriteError):
+            raise answer
         text: str | None = answer
         return text
 
@@ -97,8 +99,8 @@ def _work(
     torch.set_num_threads(threads)
     try:
         answer.send(function(*arguments, device, SilentReporter()))
-    except RecipeError as error:
-        answer.send(error.lines)
+    except (RecipeError, WriteError) as error:  # which concern the other runs too
+        answer.send(error)
     except KeyboardInterrupt:  # who started this one knows
         return
     except Exception as error:  # whatever it is, the others go on

@@ -10,13 +10,17 @@ import time
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from dr_plugin.cli import main
 from dr_plugin.experiments import checkpoint, report_figures, series, series_run, stage
 from dr_plugin.experiments.compare import run_comparison
 from dr_plugin.experiments.recipe import RecipeError, load_recipe
 from dr_plugin.experiments.report_figures import image_png
 from dr_plugin.experiments.run import is_finished, run_experiment
 from dr_plugin.experiments.trainer import TrainingError
+
+from .fault_cases import largest_file
 
 RECIPE = """\
 data:
@@ -255,6 +259,20 @@ def test_shared_stage_that_fails_ends_the_runs_of_its_seed_alone(recipe_path, tm
     assert table["variants"][0]["failed"]["4"].startswith(
         "shared stages, seed 4: RuntimeError: shapes do not fit"
     )
+
+
+def test_full_disk_ends_a_comparison_on_several_devices(compared, recipe_path, tmp_path):
+    """The processes have the limit on a file's size, too; a checkpoint alone is larger."""
+    folder = tmp_path / "comparison"
+    arguments = [recipe_path, "--set", "compare.seeds=[4]", "--output", folder, *["--device", "cpu"] * 2]
+    with largest_file(8_000):
+        result = CliRunner().invoke(main, ["compare", *map(str, arguments)])
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert "last.pt: cannot be written (file too large)" in line
+    assert line.endswith(f"; go on with: dr compare --resume {folder}")
+    assert not (folder / "runs").exists()
+    assert not list(folder.rglob("failure.txt"))
 
 
 CHILD = """

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dr_plugin.atomic import WriteError, telling
 from dr_plugin.experiments.recipe import RecipeError
 from dr_plugin.experiments.workers import Worker, first_done
 
@@ -29,6 +30,11 @@ def told(text, device, reporter):
 
 def refuses(lines, device, reporter):
     raise RecipeError(*lines)
+
+
+def finds_no_room(path, device, reporter):
+    with telling(path), open("/dev/full", "wb", buffering=0) as file:
+        file.write(b"x")
 
 
 def breaks(device, reporter):
@@ -58,10 +64,12 @@ def test_threads_are_divided_among_the_workers_of_one_device(monkeypatch):
     assert work(told, "done", of=("cpu", "cuda:0", "cpu")) == "done on cpu with 3 threads"
 
 
-def test_mistakes_and_failures_come_back():
+def test_mistakes_and_failures_come_back(tmp_path):
     with pytest.raises(RecipeError) as caught:
         work(refuses, ["one: got 1", "two: got 2"])
     assert caught.value.lines == ["one: got 1", "two: got 2"]
+    with pytest.raises(WriteError, match=r"full: cannot be written \(no space left on device\)"):
+        work(finds_no_room, tmp_path / "full")
     assert work(breaks) == "RuntimeError: no such thing"
     assert work(dies) == "its process ended with status -9; was it killed for want of memory?"
 
