@@ -10,7 +10,7 @@ import click
 
 from dr_plugin import __version__
 
-from .errors import guarded, is_out_of_memory
+from .errors import guarded
 from .figures import print_figures
 from .launching import launch
 from .reporters import reporter
@@ -199,6 +199,7 @@ def _experiment(
     """Run what the recipe asks for; where it is cut off from outside, say how to go on."""
     from dr_plugin.atomic import WriteError
     from dr_plugin.distributed import is_exchange_failure, is_first
+    from dr_plugin.experiments.memory import out_of_memory
     from dr_plugin.experiments.trainer import TrainingError
 
     def hint() -> str:
@@ -212,16 +213,13 @@ def _experiment(
     except WriteError as error:
         raise WriteError(f"{error}{hint()}") from error
     except (RuntimeError, MemoryError) as error:
+        if (text := out_of_memory(error)) is not None:
+            raise TrainingError(f"{text}{hint()}") from error
+        if isinstance(error, MemoryError) or not is_exchange_failure(error):
+            raise
         reason = " ".join(str(error).splitlines()[:1]) or type(error).__name__
-        if not is_out_of_memory(error):
-            if isinstance(error, MemoryError) or not is_exchange_failure(error):
-                raise
-            raise TrainingError(
-                f"another process of this run is gone or out of reach ({reason}){hint()}"
-            ) from error
         raise TrainingError(
-            f"out of memory ({reason}): start anew with a smaller batch_size or evaluation.batch_size, or free memory"
-            f"{hint()}"
+            f"another process of this run is gone or out of reach ({reason}){hint()}"
         ) from error
 
 

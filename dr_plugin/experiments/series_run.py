@@ -9,6 +9,7 @@ from dr_plugin.atomic import WriteError, replacing, write_text
 
 from .claim import claimed
 from .journal import Reporter
+from .memory import out_of_memory
 from .recipe import Recipe, RecipeError
 from .run import run_experiment
 from .trainer import TrainingError
@@ -88,7 +89,7 @@ def train(run: PlannedRun, shared: bool, device: str, reporter: Reporter) -> str
     except (
         Exception
     ) as error:  # of a class that the recipe names, of the disk or memory: the other runs go on
-        text = " ".join(f"{type(error).__name__}: {error}".splitlines()[:1])
+        text = out_of_memory(error) or " ".join(f"{type(error).__name__}: {error}".splitlines()[:1])
         if not (folder / "recipe.yaml").exists():  # nothing of it is there yet: its folder is to stay free
             return text
         write_text(report, traceback.format_exc())

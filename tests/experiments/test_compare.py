@@ -221,6 +221,16 @@ def broken(self, *_):
     raise RuntimeError("shapes do not fit\nat all")
 
 
+def test_out_of_memory_names_what_to_turn(recipe_path, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+    monkeypatch.setattr(stage.StageRun, "_after_step", fail)
+    wanted = r"seed4: .*out of memory \(CUDA out of .* GiB\.\): start anew with a smaller batch_size or evaluation"
+    with pytest.raises(TrainingError, match=wanted):
+        run_comparison(load_recipe(recipe_path, ["compare.seeds=[4]"]), tmp_path / "c", device="cpu")
+
+
 def test_error_of_any_kind_ends_its_run_alone(recipe_path, tmp_path, monkeypatch):
     original = stage.StageRun._after_step
     monkeypatch.setattr(
