@@ -5,9 +5,11 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from dr_plugin.atomic import WriteError, replacing, write_text
+from dr_plugin.atomic import WriteError, replacing, settle, write_text
 
+from . import checkpoint
 from .claim import claimed
+from .context import LAST
 from .journal import Reporter
 from .memory import out_of_memory
 from .recipe import Recipe, RecipeError
@@ -111,11 +113,16 @@ def _begin(run: PlannedRun) -> None:
         folder.rmdir()
     if run.shared is None:
         return
+    try:
+        checkpoint.load(run.source / "checkpoint" / LAST)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove {run.source} to train the shared stages anew") from None
     new = folder.with_name(f".{folder.name}.new")
     if new.exists():
         shutil.rmtree(new)
-    for name in ("checkpoint/last.pt", "metrics.jsonl"):
+    for name in (f"checkpoint/{LAST}", "metrics.jsonl"):
         with replacing(new / name) as file:
             file.write((run.source / name).read_bytes())
     write_text(new / "recipe.yaml", run.recipe.to_yaml())
     new.rename(folder)
+    settle(folder.parent)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from dr_plugin.experiments.report_figures import image_png
 from dr_plugin.experiments.run import is_finished, run_experiment
 from dr_plugin.experiments.trainer import TrainingError
 
-from .fault_cases import largest_file
+from .fault_cases import flip, largest_file
 
 RECIPE = """\
 data:
@@ -226,7 +227,9 @@ def test_out_of_memory_names_what_to_turn(recipe_path, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
 
     monkeypatch.setattr(stage.StageRun, "_after_step", fail)
-    wanted = r"seed4: .*out of memory \(CUDA out of .* GiB\.\): start anew with a smaller batch_size or evaluation"
+    wanted = (
+        r"seed4: .*out of memory \(CUDA out of .* GiB\.\): start anew with a smaller batch_size or evaluation"
+    )
     with pytest.raises(TrainingError, match=wanted):
         run_comparison(load_recipe(recipe_path, ["compare.seeds=[4]"]), tmp_path / "c", device="cpu")
 
@@ -283,6 +286,24 @@ def test_full_disk_ends_a_comparison_on_several_devices(compared, recipe_path, t
     assert line.endswith(f"; go on with: dr compare --resume {folder}")
     assert not (folder / "runs").exists()
     assert not list(folder.rglob("failure.txt"))
+
+
+def test_damaged_shared_checkpoint_is_copied_into_no_run(recipe_path, tmp_path, monkeypatch):
+    def stop(run):
+        raise KeyboardInterrupt
+
+    folder, recipe = tmp_path / "comparison", load_recipe(recipe_path, ["compare.seeds=[4]"])
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(series_run, "_begin", stop)
+        run_comparison(recipe, folder, device="cpu")
+    last = folder / "shared" / "seed4" / "checkpoint" / "last.pt"
+    flip(last)
+    wanted = r"last\.pt: not a readable checkpoint .*; remove .*shared/seed4 to train the shared stages anew"
+    with pytest.raises(TrainingError, match=wanted):
+        run_comparison(recipe, folder, device="cpu", resume=True)
+    assert not list((folder / "runs").glob("*"))
+    shutil.rmtree(last.parents[1])
+    assert run_comparison(recipe, folder, device="cpu", resume=True).metrics["finished"] == 2
 
 
 CHILD = """
