@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -22,6 +22,8 @@ _SPAWN = multiprocessing.get_context("spawn")  # a forked process cannot use CUD
 class Worker:
     """A process that calls ``function(*arguments, device, reporter)``, which gives why it failed, or None.
 
+    Whoever has to stop it notes it before it is started.
+
     Args:
         function: Importable by name.
         arguments: What can be pickled.
@@ -35,11 +37,15 @@ class Worker:
         self.device = device
         sharing = sum(one == device for one in of) if device == "cpu" else len(of)
         threads = max(1, torch.get_num_threads() // sharing)
-        self._answer, answer = _SPAWN.Pipe(duplex=False)
-        self._process = _SPAWN.Process(target=_work, args=(answer, threads, function, arguments, device))
+        self._answer, self._end = _SPAWN.Pipe(duplex=False)
+        self._process = _SPAWN.Process(target=_work, args=(self._end, threads, function, arguments, device))
+
+    def start(self) -> Self:
+        """Start the process; an interrupt meanwhile is raised when it can be stopped."""
         with _deaf_to_interrupts():
             self._process.start()
-        answer.close()  # the worker has it: once that one is gone, ours reads the end
+        self._end.close()  # the worker has it: once that one is gone, ours reads the end
+        return self
 
     def result(self) -> str | None:
         """Wait for the worker's end; gives what its function gave, or what ended it.
@@ -73,8 +79,8 @@ def first_done(workers: Iterable[Worker]) -> Worker:
 
 
 def stop_all(workers: Collection[Worker]) -> None:
-    """End the processes: those that train finish their step and save, unless another interrupt comes meanwhile."""
-    processes = [worker._process for worker in workers]
+    """End those that were started: who trains finishes the step and saves, unless another interrupt comes meanwhile."""
+    processes = [worker._process for worker in workers if worker._process.pid is not None]
     for process in processes:
         process.terminate()
     try:
