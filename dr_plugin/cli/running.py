@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
@@ -91,7 +92,12 @@ def _launch(asked: Asked, name: str, processes: int, restarts: int) -> None:
     else:
         arguments += ["--output", str(folder), *(f"--set={one}" for one in asked.overrides)]
         arguments += ["--", str(asked.recipe)]
-    launch(processes, restarts, arguments, f"go on with: dr-run --nproc {processes} --resume {folder}")
+    launch(
+        processes,
+        restarts,
+        arguments,
+        f"go on with: dr-run --nproc {processes} --resume {quote(str(folder))}",
+    )
 
 
 def _check_alone(recipe: "Recipe | TableRecipe", processes: int) -> None:
@@ -203,7 +209,11 @@ def _experiment(
     from dr_plugin.experiments.trainer import TrainingError
 
     def hint() -> str:
-        return f"; go on with: {again} --resume {folder}" if (folder / "recipe.yaml").exists() else ""
+        return (
+            f"; go on with: {again} --resume {quote(str(folder))}"
+            if (folder / "recipe.yaml").exists()
+            else ""
+        )
 
     try:
         with reporter() if is_first() else nullcontext() as shown:
@@ -244,7 +254,7 @@ def _experiment(
 @click.option(
     "--nproc",
     "processes",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=4096),
     metavar="N",
     help="Train on N processes of this machine, by torchrun.",
 )
