@@ -210,6 +210,27 @@ def test_out_of_memory_is_one_line_that_says_what_to_do(tmp_path, short, monkeyp
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (["export", "--to", "model.pt2"], "dr_plugin.evaluation.export.export_run"),
+        (["evaluate", "--on", "Digits"], "dr_plugin.evaluation.model.open_model"),
+        (["search", "--query", "0"], "dr_plugin.evaluation.search.search_run"),
+    ],
+)
+def test_out_of_memory_of_a_finished_runs_model_is_one_line(monkeypatch, words, place):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+    monkeypatch.setattr(place, fail)
+    result = call(main, *words, "run")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "out of memory (CUDA out of memory. Tried to allocate 2 GiB.): take --device cpu, lower evaluation.batch_size "
+        "in the run's recipe.yaml, or free memory\n"
+    )
+
+
 def test_other_runtime_errors_keep_their_traceback(tmp_path, short, monkeypatch):
     def fail(*_):
         raise RuntimeError("a bug")

@@ -28,7 +28,7 @@ def quickstart(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [("model.pt2", "a program, for torch.export.load"), ("model.pt", "the trunk's weights")],
+    [("model.pt2", "a program, for torch.export.load"), ("model.pt", "the weights and the normalisation")],
 )
 def test_export_writes_a_file_and_says_what_it_takes(quickstart, tmp_path, name, what):
     result = call(main, "export", quickstart, "--to", tmp_path / name)

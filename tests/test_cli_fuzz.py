@@ -1,4 +1,4 @@
-"""Random command lines: each works or ends in lines and status 1 or 2; no traceback, and nothing is written."""
+"""Random command lines: each works or ends in lines and status 1 or 2; no traceback, and nothing is written unasked."""
 
 import random
 from pathlib import Path
@@ -8,6 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from dr_plugin.cli import main
+
+from .evaluation.run_cases import finished
 
 LINES = 60  # of each command
 WORDS = [
@@ -85,7 +87,14 @@ WORDS = [
         "--help",
         "--version",
     ],
+    *["done", "m.pt2", "m.pt", "state_dict", "done/checkpoint/best.pt", "99999"],
 ]
+WRITERS = {("recipes", "copy"), ("export",), ("search",), ("evaluate",)}
+LIKELY = {
+    ("export",): ["done", "--to=m.pt", "--to=state_dict", "--force"],
+    ("search",): ["done"],
+    ("evaluate",): ["done"],
+}
 
 
 @pytest.fixture
@@ -101,6 +110,8 @@ def somewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dr_plugin.cli.running.work", lambda *_, **__: None)
     monkeypatch.setattr("dr_plugin.cli.comparing.work", lambda *_, **__: None)
+    monkeypatch.setattr("dr_plugin.cli.running.launch", lambda *_, **__: None)
+    finished(tmp_path / "done")
     return tmp_path
 
 
@@ -113,7 +124,7 @@ def command_lines(path, command, draw):
         for _ in range(draw.randrange(6)):
             if draw.random() < 0.5:
                 line.append(draw.choice([*options, draw.choice(WORDS)]))
-            line.append(draw.choice([draw.choice(WORDS), *choices]))
+            line.append(draw.choice([draw.choice(WORDS), *choices, *LIKELY.get(path, ())]))
         yield [*path, *line]
 
 
@@ -148,11 +159,18 @@ def test_random_command_line_works_or_ends_in_lines(path, somewhere):
         if result.exit_code:
             assert result.stderr.strip(), line
             assert len(result.stderr) < 5000, line
-        copied = {name for name in tree(somewhere) if name not in before}
-        assert not copied or path == ("recipes", "copy"), (line, copied)
-        for name in copied:
+        written = {name for name in tree(somewhere) if name not in before}
+        assert not written or path in WRITERS, (line, written)
+        for name in written:
             Path(name).unlink()
     assert 2 in statuses
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "99999", "9" * 400, "two"])
+def test_senseless_number_of_processes_is_refused(number, somewhere):
+    result = CliRunner().invoke(main, ["run", "quickstart", f"--nproc={number}"])
+    assert result.exit_code == 2
+    assert "Invalid value for '--nproc'" in result.stderr
 
 
 def test_all_commands_are_tried():
@@ -162,6 +180,7 @@ def test_all_commands_are_tried():
         "compare",
         "evaluate",
         "search",
+        "export",
         "recipes",
         "recipes list",
         "recipes show",

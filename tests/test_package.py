@@ -97,7 +97,14 @@ PUBLIC = {
         "ReservoirTripletSampler",
         "UniformTripletSampler",
     ],
-    "trunks": ["ConvNetEmbedding", "DeepRankingTrunk", "SmallConvNet", "SmallResNet", "load_weights"],
+    "trunks": [
+        "ConvNetEmbedding",
+        "DeepRankingTrunk",
+        "NormalizedTrunk",
+        "SmallConvNet",
+        "SmallResNet",
+        "load_weights",
+    ],
 }
 
 

@@ -9,6 +9,8 @@ from rich.markup import escape
 
 errors = Console(stderr=True)
 
+_WITH_A_RUN = "take --device cpu, lower evaluation.batch_size in the run's recipe.yaml"
+
 
 def _fail(error: BaseException, status: int) -> None:
     """Print an error as red lines, no traceback, and exit; one of several processes says which one it is."""
@@ -21,6 +23,7 @@ def _fail(error: BaseException, status: int) -> None:
 def guarded(action: Callable[[], None]) -> None:
     """Run an action; a mistake of the user's ends in one line and status 2, a failure of the run in status 1."""
     try:
+        from dr_plugin.experiments.memory import out_of_memory
         from dr_plugin.experiments.recipe import RecipeError
         from dr_plugin.experiments.trainer import TrainingError
 
@@ -31,11 +34,9 @@ def guarded(action: Callable[[], None]) -> None:
         _fail(error, 2)
     except (ValueError, OSError, TrainingError) as error:
         _fail(error, 1)
+    except (RuntimeError, MemoryError) as error:
+        if (text := out_of_memory(error, _WITH_A_RUN)) is None:
+            raise
+        _fail(TrainingError(text), 1)
     except KeyboardInterrupt as interrupt:
         _fail(interrupt, 130)
-
-
-def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Whether memory ran out, which PyTorch says in the text alone where it was not a GPU's."""
-    told = ("out of memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or any(text in str(error) for text in told)

@@ -14,8 +14,8 @@ from .errors import guarded
     type=click.Path(path_type=Path),
     required=True,
     metavar="FILE",
-    help="model.pt2 (torch.export), model.onnx (ONNX; needs dr-plugin[onnx]) or model.pt (the weights); state_dict is "
-    "state_dict.pt.",
+    help="model.pt2 (torch.export), model.onnx (ONNX; needs dr-plugin[onnx]) or model.pt (state dicts); "
+    "state_dict is state_dict.pt.",
 )
 @click.option(
     "--device",
@@ -27,8 +27,8 @@ from .errors import guarded
 def export(run: Path, to: Path, device: str, force: bool) -> None:
     """Write the trunk of the finished run in the folder RUN to a file, with the images' normalisation inside.
 
-    The file takes uint8 images (B, 3, S, S) of the run's image size, computes in float32 and gives embeddings (B, D).
-    It is read again and compared with the run before it takes its place.
+    The file takes uint8 images (B, 3, S, S) of the run's image size, computes in float32 and gives embeddings (B, D);
+    state dicts do so in a NormalizedTrunk. It is read again and compared with the run before it takes its place.
     """
     guarded(lambda: _export(run, to, device, force))
 

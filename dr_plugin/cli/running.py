@@ -4,13 +4,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
 
 from dr_plugin import __version__
 
-from .errors import guarded, is_out_of_memory
+from .errors import guarded
 from .figures import print_figures
 from .launching import launch
 from .reporters import reporter
@@ -91,7 +92,12 @@ def _launch(asked: Asked, name: str, processes: int, restarts: int) -> None:
     else:
         arguments += ["--output", str(folder), *(f"--set={one}" for one in asked.overrides)]
         arguments += ["--", str(asked.recipe)]
-    launch(processes, restarts, arguments, f"go on with: dr-run --nproc {processes} --resume {folder}")
+    launch(
+        processes,
+        restarts,
+        arguments,
+        f"go on with: dr-run --nproc {processes} --resume {quote(str(folder))}",
+    )
 
 
 def _check_alone(recipe: "Recipe | TableRecipe", processes: int) -> None:
@@ -201,10 +207,15 @@ def _experiment(
     """Run what the recipe asks for; where it is cut off from outside, say how to go on."""
     from dr_plugin.atomic import WriteError
     from dr_plugin.distributed import is_exchange_failure, is_first
+    from dr_plugin.experiments.memory import out_of_memory
     from dr_plugin.experiments.trainer import TrainingError
 
     def hint() -> str:
-        return f"; go on with: {again} --resume {folder}" if (folder / "recipe.yaml").exists() else ""
+        return (
+            f"; go on with: {again} --resume {quote(str(folder))}"
+            if (folder / "recipe.yaml").exists()
+            else ""
+        )
 
     try:
         with reporter() if is_first() else nullcontext() as shown:
@@ -214,16 +225,13 @@ def _experiment(
     except WriteError as error:
         raise WriteError(f"{error}{hint()}") from error
     except (RuntimeError, MemoryError) as error:
+        if (text := out_of_memory(error)) is not None:
+            raise TrainingError(f"{text}{hint()}") from error
+        if isinstance(error, MemoryError) or not is_exchange_failure(error):
+            raise
         reason = " ".join(str(error).splitlines()[:1]) or type(error).__name__
-        if not is_out_of_memory(error):
-            if isinstance(error, MemoryError) or not is_exchange_failure(error):
-                raise
-            raise TrainingError(
-                f"another process of this run is gone or out of reach ({reason}){hint()}"
-            ) from error
         raise TrainingError(
-            f"out of memory ({reason}): start anew with a smaller batch_size or evaluation.batch_size, or free memory"
-            f"{hint()}"
+            f"another process of this run is gone or out of reach ({reason}){hint()}"
         ) from error
 
 
@@ -248,7 +256,7 @@ def _experiment(
 @click.option(
     "--nproc",
     "processes",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=4096),
     metavar="N",
     help="Train on N processes of this machine, by torchrun.",
 )

@@ -10,10 +10,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dr_plugin.atomic import locked
 from dr_plugin.checks import check_path, check_whole_or_none, check_wholes
 
 from .pack_files import checksums_of, map_images, read_pack
@@ -103,8 +103,7 @@ class PackedImages(Dataset[tuple[Tensor, int]]):
         fingerprint = source.fingerprint()
         if (packed := cls._built(folder, fingerprint)) is not None:
             return packed
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
+        with locked(folder):
             packed = cls._built(folder, fingerprint, tell=True)  # by another process, while this one waited?
             if packed is None:
                 write_pack(source, folder, fingerprint, progress, workers)

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 from torch import Tensor
 from webdataset import TarWriter
 
-from dr_plugin.atomic import replacing, write_json
+from dr_plugin.atomic import locked, replacing, write_json
 from dr_plugin.checks import check_path, check_whole, shown
 from dr_plugin.triplets import Relevance
 
@@ -72,8 +71,7 @@ def write_shards(
         raise ValueError(f"pattern: got {pattern!r}, expected a field for the number: 'images-{{:06d}}.tar'")
     paths = [folder / name for name in names]
     fingerprint = contents.fingerprint((FORMAT, names, images_per_shard, seed))
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # another process may be at it
+    with locked(folder):  # another process may be at it
         _write_shards(folder, names, fingerprint, contents, images_per_shard, seed, progress)
     return paths
 

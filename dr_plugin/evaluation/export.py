@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from dr_plugin.atomic import replacing
-from dr_plugin.datasets.augment import normalization
 from dr_plugin.experiments import checkpoint
 from dr_plugin.experiments.data import batch_augment
+from dr_plugin.trunks import NormalizedTrunk
 from dr_plugin.trunks.weights import CHECKPOINT_FORMAT, load_weights
 
 from .trained import FinishedRun, finished_run, new_trunk
@@ -48,30 +48,6 @@ class Exported:
     notes: list[str]
 
 
-class NormalizedTrunk(nn.Module):
-    """A trunk with the normalisation of its images in front.
-
-    Shape:
-        images (B, 3, S, S) uint8 -> (B, D) float32.
-    """
-
-    scale: Tensor
-    bias: Tensor
-
-    def __init__(self, trunk: nn.Module, mean: list[float], std: list[float]) -> None:
-        super().__init__()
-        scale, bias = normalization(mean, std)
-        self.trunk = trunk
-        # Each a tensor of its own: files keep two views of one as they are.
-        self.register_buffer("scale", scale.clone())
-        self.register_buffer("bias", bias.clone())
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Embeddings of the images."""
-        embeddings: Tensor = self.trunk(images.to(torch.float32) * self.scale + self.bias)
-        return embeddings.to(torch.float32)
-
-
 class _Kind(NamedTuple):
     """A kind of file.
 
@@ -99,14 +75,15 @@ def export_run(folder: Path, to: Path, *, device: str = "cpu", force: bool = Fal
 
     Args:
         folder: Of a run that is finished.
-        to: ``.pt2`` is a program for `torch.export.load`, ``.onnx`` one for ONNX runtimes, ``.pt`` or ``.pth`` the
-            trunk's weights with what it takes to use them, for `load_weights` or ``torch.load(weights_only=True)``; the
-            bare name ``state_dict`` is ``state_dict.pt``.
+        to: ``.pt2`` is a program for `torch.export.load`, ``.onnx`` one for ONNX runtimes, ``.pt`` or ``.pth``
+            state dicts for ``torch.load(weights_only=True)``: of the `NormalizedTrunk`, and of the trunk alone, for
+            `load_weights`; the bare name ``state_dict`` is ``state_dict.pt``.
         device: That a .pt2 is to run on, which it is bound to; the others are made for every device.
         force: Replace a file that is there.
     Raises:
         ValueError: if the folder holds no finished run, the file is of no such kind, is there already or cannot be
             where it is to be, the trunk cannot be traced, or the file's embeddings differ from the run's.
+        WriteError: if the file cannot be written.
         ImportError: if a package is missing that ``.onnx`` needs.
     """
     to, kind = _checked(to, device, force)
@@ -114,8 +91,10 @@ def export_run(folder: Path, to: Path, *, device: str = "cpu", force: bool = Fal
     images = probe_images(run.recipe.data.image_size)
     expected = _embedded(run, images)
     run.trunk.requires_grad_(False).to(memory_format=torch.contiguous_format)
-    with replacing(to) as file:
-        kind.write(run, file)
+    content = io.BytesIO()  # torch answers to a failed write by errors of its own
+    kind.write(run, content)
+    with replacing(to, shared=True) as file:
+        file.write(content.getbuffer())
         file.flush()
         found = _read_again(kind, run, Path(file.name), images, to)
         difference = _difference(found, expected, to, run.device)
@@ -242,9 +221,10 @@ def _write_onnx(run: FinishedRun, file: IO[bytes]) -> None:
         program: Any = torch.onnx.export(
             traced, dynamo=True, input_names=["images"], output_names=["embeddings"], verbose=False
         )
-    except Exception as error:  # whatever ONNX has no operator for
+        content = program.model_proto.SerializeToString()
+    except Exception as error:  # whatever ONNX has no operator for; and it holds no more than 2 GB
         raise ValueError(f"{_reason(run, error)}; a .pt2 or .pt file needs no ONNX") from error
-    file.write(program.model_proto.SerializeToString())
+    file.write(content)
 
 
 def _read_onnx(run: FinishedRun, path: Path) -> Embed:
@@ -258,27 +238,30 @@ def _read_onnx(run: FinishedRun, path: Path) -> Embed:
 
 
 def _write_state(run: FinishedRun, file: IO[bytes]) -> None:
-    """In the form of a checkpoint, so that `load_weights` reads it; all else in plain values."""
-    data = run.recipe.data
+    """In the form of a checkpoint, so that `load_weights` reads it; the weights are there once, under two names."""
+    state = {name: value.cpu() for name, value in _network(run).state_dict().items()}
+    prefix = "trunk."
+    trunk = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     content = {
         "format": CHECKPOINT_FORMAT,
-        "models": {"trunk": {name: value.cpu() for name, value in run.trunk.state_dict().items()}},
+        "models": {"normalized_trunk": state, "trunk": trunk},
         "trunk": run.recipe.trunk.model_dump(),
-        "image_size": data.image_size,
-        "mean": list(data.normalize.mean),
-        "std": list(data.normalize.std),
+        "image_size": run.recipe.data.image_size,
     }
     torch.save(content, file)
 
 
 def _read_state(run: FinishedRun, path: Path) -> Embed:
     """From the file alone but for the trunk's class, as a user would."""
-    content, trunk = checkpoint.load(path), new_trunk(run.recipe)
-    load_weights(trunk, path)
-    return NormalizedTrunk(trunk, content["mean"], content["std"]).eval()
+    network = NormalizedTrunk(new_trunk(run.recipe))
+    network.load_state_dict(checkpoint.load(path)["models"]["normalized_trunk"])
+    load_weights(network.trunk, path)
+    return network.eval()
 
 
-_STATE = _Kind("the trunk's weights, for torch.load(weights_only=True)", _write_state, _read_state)
+_STATE = _Kind(
+    "the weights and the normalisation, for torch.load(weights_only=True)", _write_state, _read_state
+)
 _KINDS = {
     ".pt2": _Kind("a program, for torch.export.load", _write_program, _read_program, has_device=True),
     ".onnx": _Kind("an ONNX model", _write_onnx, _read_onnx, packages=("onnx", "onnxscript", "onnxruntime")),

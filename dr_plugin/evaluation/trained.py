@@ -4,6 +4,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ def finished_run(folder: Path, *, device: str = "auto") -> FinishedRun:
     if not (folder / "metrics.json").is_file() or not best.is_file():
         raise ValueError(
             f"model: the run {folder} is not finished, expected its metrics.json and checkpoint/best.pt; "
-            f"go on with: dr-run --resume {folder}"
+            f"go on with: dr-run --resume {quote(str(folder))}"
         )
     weights = checkpoint.load(best)
     trunk = new_trunk(recipe)

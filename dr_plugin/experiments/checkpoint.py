@@ -5,7 +5,6 @@ A checkpoint is a dictionary of tensors and plain values under ``{"format": 1, .
 """
 
 import random
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from dr_plugin.atomic import replacing
+from dr_plugin.atomic import check_archive, replacing
 
 from .problems import one_line
 
@@ -32,9 +31,12 @@ def save(path: Path, state: Mapping[str, Any], *, keep: Path | None = None) -> N
         watched = _Watched(file)
         try:
             torch.save({"format": FORMAT, **state}, watched)
-        except RuntimeError:
-            if watched.failure is not None:  # torch then speaks of "unexpected pos 64 vs 0"
+        except RuntimeError as error:
+            # torch then speaks of "unexpected pos 64 vs 0".
+            if watched.failure is not None:
                 raise watched.failure from None
+            if isinstance(error.__context__, KeyboardInterrupt):  # between two writes
+                raise error.__context__ from None
             raise
 
 
@@ -49,7 +51,7 @@ def load(path: Path) -> dict[str, Any]:
             another format.
     """
     try:
-        _check_whole(path)
+        check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(
@@ -89,19 +91,15 @@ class _Watched:
 @contextmanager
 def _with_checksums() -> Iterator[None]:
     """Let torch write checksums, whatever the process has set."""
+    if not hasattr(torch.serialization, "set_crc32_options"):  # a torch that knows no other way
+        yield
+        return
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(True)
     try:
         yield
     finally:
         torch.serialization.set_crc32_options(before)
-
-
-def _check_whole(path: Path) -> None:
-    """Raise unless the file is a zip archive whose every member has the checksum that it was written with."""
-    with zipfile.ZipFile(path) as archive:
-        if (member := archive.testzip()) is not None:
-            raise zipfile.BadZipFile(f"the checksum of {member} is wrong")
 
 
 def generators_state(device: torch.device) -> dict[str, Any]:

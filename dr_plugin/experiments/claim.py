@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 
 from dr_plugin.atomic import telling
 
@@ -70,7 +71,7 @@ def check_free(folder: Path) -> None:
     """
     if not _is_free(folder):
         raise RecipeError(
-            f"--output: {folder} is not empty; choose another folder, or go on with --resume {folder}"
+            f"--output: {folder} is not empty; choose another folder, or go on with --resume {quote(str(folder))}"
         )
 
 
@@ -111,6 +112,7 @@ else:
     import fcntl
 
     _held: set[int] = set()  # descriptors
+    _TRIES = 1000
     _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
     def _take(lock: Path, option: str, note: Note) -> Callable[[], None]:
@@ -120,11 +122,7 @@ else:
         its version has it.
         """
         while True:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-            except FileNotFoundError:  # who held it has just removed the folder
-                continue
+            descriptor = _open(lock)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -144,12 +142,26 @@ else:
         _held.add(descriptor)
 
         def give_up() -> None:
+            if descriptor not in _held:  # a forked process, which ends as its parent would
+                return
             # The file goes first: whoever has opened it finds that it is not the one that counts.
             lock.unlink(missing_ok=True)
             _held.discard(descriptor)
             os.close(descriptor)
 
         return give_up
+
+    def _open(lock: Path) -> int:
+        """Make the file and its folder, which others that held it may remove at the same time."""
+        tries = 0
+        while True:
+            try:
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                return os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+            except (FileNotFoundError, FileExistsError):  # removed right after it was made, or found
+                tries += 1
+                if tries == _TRIES:
+                    raise
 
     def _is(descriptor: int, lock: Path) -> bool:
         try:

@@ -1,11 +1,14 @@
 """Ctrl-C while a stage trains: once, the step is finished and saved; twice, or outside of steps, it ends at once."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Self
+
+from dr_plugin import distributed
 
 
 class Interrupts:
@@ -14,6 +17,7 @@ class Interrupts:
     - A second one raises ``KeyboardInterrupt`` where it meets the process, as does a first one within `at_once`.
     - Nothing is changed outside of the main thread, which alone hears signals, nor where the process has a handler of
       its own or ignores the signal, as one that was started in the background does.
+    - A first Ctrl-C is answered by a line on stderr, as a step may be long.
     - Whatever signal is set to interrupt counts: a worker of ``dr compare`` hears SIGTERM, from the process that
       started it.
 
@@ -57,3 +61,7 @@ class Interrupts:
         if self.asked or not self._deferring:
             signal.default_int_handler(number, frame)
         self.asked = True
+        if number == signal.SIGINT and distributed.is_first():
+            # Not by print, within which it may have been interrupted; and nobody may be listening.
+            with suppress(OSError):
+                os.write(2, b"finishing the step; again to end now\n")

@@ -51,7 +51,8 @@ class Journal:
         self, folder: Path, *, size: int = 0, tensorboard: bool = False, seconds: float = 0.0
     ) -> None:
         self.path = folder / "metrics.jsonl"
-        self._writer = _tensorboard_writer(folder / "tensorboard") if tensorboard else None
+        self._events = _next_folder(folder / "tensorboard") / "events"  # TensorBoard's names go on from this
+        self._writer = _tensorboard_writer(self._events.parent) if tensorboard else None
         with telling(self.path):
             # Kept open for the length of the run; unbuffered, as a buffer that cannot be written would not go away.
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
@@ -70,9 +71,10 @@ class Journal:
         record = {**record, "time_s": round(self.seconds, 3)}
         self._append(json.dumps(record).encode() + b"\n")
         if self._writer is not None:
-            for key, value in record.items():
-                if isinstance(value, float):
-                    self._writer.add_scalar(f"{record['stage']}/{key}", value, record["step"])
+            with telling(self._events):
+                for key, value in record.items():
+                    if isinstance(value, float):
+                        self._writer.add_scalar(f"{record['stage']}/{key}", value, record["step"])
 
     def size(self) -> int:
         """Bytes written so far, all of them safely on disk."""
@@ -84,7 +86,8 @@ class Journal:
         """Close the files."""
         self._file.close()
         if self._writer is not None:
-            self._writer.close()
+            with telling(self._events):
+                self._writer.close()
 
     def _append(self, line: bytes) -> None:
         """Write the line, or nothing of it."""
@@ -126,6 +129,10 @@ def _whole_lines(path: Path, size: int) -> int:
     return path.read_bytes().rfind(b"\n") + 1
 
 
+def _next_folder(folder: Path) -> Path:
+    return folder / str(1 + sum(1 for _ in folder.glob("*")))
+
+
 def _tensorboard_writer(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -133,5 +140,5 @@ def _tensorboard_writer(folder: Path) -> Any:
         raise ValueError(
             "tensorboard: true needs TensorBoard, which is not installed; pip install 'dr-plugin[tensorboard]'"
         ) from None
-    number = 1 + sum(1 for _ in folder.glob("*"))
-    return SummaryWriter(str(folder / str(number)))
+    with telling(folder / "events"):
+        return SummaryWriter(str(folder))

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def run_experiment(
         folder: The run's folder; must not hold a run yet, unless ``resume``.
         device: "auto" (a GPU where there is one) or a torch device.
         resume: Go on from ``folder/checkpoint/last.pt``, to the same numbers as an uninterrupted run.
-        previous: Go on from the checkpoint before that one, which is then the last; for one that is damaged.
+        previous: Go on from the checkpoint before that one, which is then the last; where that one is damaged.
         reporter: Shows progress; None shows nothing.
     Raises:
         ValueError: if the folder, device or data do not fit, or another process works in the folder.
@@ -152,6 +153,7 @@ def _checkpoint(folder: Path, previous: bool) -> dict[str, Any] | None:
     if not last.exists() and (folder / "metrics.json").exists():  # to start anew would cost what is there
         raise RecipeError(f"--resume: {folder} holds a finished run without {LAST}, as a sweep leaves it")
     if previous:
+        _check_damaged(last)
         return checkpoint.load(before)
     if not last.exists() and not before.exists():
         return None
@@ -161,13 +163,25 @@ def _checkpoint(folder: Path, previous: bool) -> dict[str, Any] | None:
         raise ValueError(f"{error}; {_way_out(folder, before)}") from None
 
 
+def _check_damaged(last: Path) -> None:
+    """See that going on from the checkpoint before the last gives nothing up that is whole."""
+    try:
+        checkpoint.load(last)
+    except ValueError:
+        return
+    raise RecipeError(
+        f"--previous: {last} is whole, and what was trained since the one before it would be lost: leave --previous "
+        f"out; or, to lose it, move {last.name} away"
+    )
+
+
 def _way_out(folder: Path, before: Path) -> str:
     """What can be done where the last checkpoint is damaged."""
     try:
         checkpoint.load(before)
     except ValueError:
         return "there is no whole one before it: start anew in another folder"
-    return f"the one before it is whole: go on from there with --resume {folder} --previous"
+    return f"the one before it is whole: go on from there with --resume {quote(str(folder))} --previous"
 
 
 def _train(context: Context, trunk: nn.Module, state: dict[str, Any] | None) -> list[dict[str, Any]]:

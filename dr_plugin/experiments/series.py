@@ -139,8 +139,9 @@ class Series:
                 else:
                     waiting.remove(job)
                     worker = Worker(train, job.run, job.shared, device=free.pop(0), of=self.devices)
+                    working[worker] = job  # first: an interrupt right after the start has to find it
+                    worker.start()
                     self.reporter.note(f"{job.text} (on {worker.device})")
-                    working[worker] = job
         finally:
             stop_all(working)
 

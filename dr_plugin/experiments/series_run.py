@@ -5,10 +5,13 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from dr_plugin.atomic import WriteError, replacing, write_text
+from dr_plugin.atomic import WriteError, replacing, settle, write_text
 
+from . import checkpoint
 from .claim import claimed
+from .context import LAST
 from .journal import Reporter
+from .memory import out_of_memory
 from .recipe import Recipe, RecipeError
 from .run import run_experiment
 from .trainer import TrainingError
@@ -88,7 +91,7 @@ def train(run: PlannedRun, shared: bool, device: str, reporter: Reporter) -> str
     except (
         Exception
     ) as error:  # of a class that the recipe names, of the disk or memory: the other runs go on
-        text = " ".join(f"{type(error).__name__}: {error}".splitlines()[:1])
+        text = out_of_memory(error) or " ".join(f"{type(error).__name__}: {error}".splitlines()[:1])
         if not (folder / "recipe.yaml").exists():  # nothing of it is there yet: its folder is to stay free
             return text
         write_text(report, traceback.format_exc())
@@ -110,11 +113,16 @@ def _begin(run: PlannedRun) -> None:
         folder.rmdir()
     if run.shared is None:
         return
+    try:
+        checkpoint.load(run.source / "checkpoint" / LAST)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove {run.source} to train the shared stages anew") from None
     new = folder.with_name(f".{folder.name}.new")
     if new.exists():
         shutil.rmtree(new)
-    for name in ("checkpoint/last.pt", "metrics.jsonl"):
+    for name in (f"checkpoint/{LAST}", "metrics.jsonl"):
         with replacing(new / name) as file:
             file.write((run.source / name).read_bytes())
     write_text(new / "recipe.yaml", run.recipe.to_yaml())
     new.rename(folder)
+    settle(folder.parent)

@@ -1,6 +1,7 @@
 """One stage of a recipe: its trainer, and the hooks that report, evaluate and save while it trains."""
 
 import gc
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -242,4 +243,4 @@ def _holds(path: Path, best: dict[str, Any]) -> bool:
         found = checkpoint.load(path)["best"]
     except (ValueError, KeyError):
         return False
-    return found is not None and all(found.get(key) == best[key] for key in ("stage", "epoch"))
+    return json.dumps(found, sort_keys=True) == json.dumps(best, sort_keys=True)  # where NaN is NaN

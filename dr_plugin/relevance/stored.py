@@ -13,9 +13,8 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 
-from dr_plugin.atomic import replacing
+from dr_plugin.atomic import locked, replacing
 from dr_plugin.checks import as_indices, check_path, check_whole, shown
 from dr_plugin.relevance.base import BaseRelevance, Values, checked_values, digest
 from dr_plugin.relevance.classes import Classes, Labels
@@ -103,8 +102,7 @@ class StoredRelevance(BaseRelevance):
         fingerprint = _fingerprint(relevance, classes, key)
         if (stored := cls._built(folder, fingerprint)) is not None:
             return stored
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
+        with locked(folder):
             stored = cls._built(folder, fingerprint)  # by another process, while this one waited?
             if stored is None:
                 _write(relevance, classes, folder, fingerprint, progress)

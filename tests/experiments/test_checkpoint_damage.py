@@ -10,7 +10,7 @@ import torch
 
 from dr_plugin.atomic import WriteError
 from dr_plugin.experiments import checkpoint, stage
-from dr_plugin.experiments.recipe import load_recipe
+from dr_plugin.experiments.recipe import RecipeError, load_recipe
 from dr_plugin.experiments.run import run_experiment
 
 from .fault_cases import assert_same_run, flip, largest_file, write_recipe
@@ -86,6 +86,7 @@ def test_truncated_file_is_refused_wherever_it_was_cut(saved):
     assert outcome(saved, whole) == "the same"
 
 
+@pytest.mark.skipif(not hasattr(torch.serialization, "set_crc32_options"), reason="torch always does")
 def test_checksums_are_written_whatever_the_process_has_set(saved):
     torch.serialization.set_crc32_options(False)
     try:
@@ -207,6 +208,36 @@ def test_run_goes_on_from_the_checkpoint_before_a_damaged_one(recipe_file, tmp_p
             run_experiment(recipe, folder, device="cpu", resume=True)
         run_experiment(recipe, folder, device="cpu", resume=True, previous=True)
         assert_same_run(whole, folder)
+
+
+def test_whole_checkpoint_is_not_given_up(recipe_file, tmp_path, monkeypatch):
+    recipe, folder = load_recipe(recipe_file), tmp_path / "run"
+    stopped_before(4, recipe, folder, monkeypatch)
+    before = {path: path.read_bytes() for path in (folder / "checkpoint").iterdir()}
+    with pytest.raises(RecipeError, match=r"--previous: .*last\.pt is whole, and what was trained since"):
+        run_experiment(recipe, folder, device="cpu", resume=True, previous=True)
+    assert {path: path.read_bytes() for path in (folder / "checkpoint").iterdir()} == before
+    (folder / "checkpoint" / "last.pt").unlink()
+    run_experiment(recipe, folder, device="cpu", resume=True, previous=True)
+
+
+def test_way_out_can_be_pasted(recipe_file, tmp_path, monkeypatch):
+    folder = tmp_path / "my run"
+    stopped_before(4, load_recipe(recipe_file), folder, monkeypatch)
+    flip(folder / "checkpoint" / "last.pt")
+    with pytest.raises(ValueError, match=f"--resume '{folder}' --previous$"):
+        run_experiment(load_recipe(recipe_file), folder, device="cpu", resume=True)
+
+
+def test_best_of_another_run_is_not_taken_for_this_ones(recipe_file, tmp_path, monkeypatch, scripted):
+    """Of the same stage and epoch, but of other figures."""
+    recipe, folder = load_recipe(recipe_file), tmp_path / "run"
+    stopped_before(3, recipe, folder, monkeypatch)
+    path = folder / "checkpoint" / "best.pt"
+    content = checkpoint.load(path)
+    checkpoint.save(path, {**content, "best": {**content["best"], "precision_at_3": 0.9}})
+    with pytest.raises(ValueError, match=r"best\.pt: missing, damaged or of another run"):
+        run_experiment(recipe, folder, device="cpu", resume=True)
 
 
 def test_both_checkpoints_damaged_are_told(recipe_file, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import pytest
 
+from dr_plugin.atomic import WriteError
 from dr_plugin.experiments import stage
 from dr_plugin.experiments.claim import LOCK, claimed
 from dr_plugin.experiments.compare import run_comparison
@@ -114,6 +115,55 @@ def test_of_many_at_once_one_holds_it(tmp_path):
     assert set(most) == {1}
     assert all("is in use by" in text for text in refused)
     assert not list(tmp_path.rglob(LOCK))
+
+
+def test_folder_that_others_remove_is_made_again(tmp_path, monkeypatch):
+    """Found by mkdir, and gone when it is looked at: another process held it for a moment."""
+    folder, make, tries = tmp_path / "run", os.mkdir, []
+
+    def raced(path, *arguments, **settings):
+        if str(path) != str(folder):
+            return make(path, *arguments, **settings)
+        tries.append(path)
+        if len(tries) > 1:
+            return make(path, *arguments, **settings)
+        make(path)
+        try:
+            return make(path, *arguments, **settings)
+        finally:
+            os.rmdir(path)
+
+    monkeypatch.setattr(os, "mkdir", raced)
+    with claimed(folder, resume=False):
+        assert len(tries) == 2
+
+
+def test_file_in_the_folders_place_is_told_of(tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "nowhere")
+    with (
+        pytest.raises(WriteError, match=r"cannot be written \(file exists\)"),
+        claimed(tmp_path / "run", resume=False),
+    ):
+        pass
+
+
+FORKS = """
+import os, sys
+from pathlib import Path
+from dr_plugin.experiments.claim import claimed
+
+with claimed(Path(sys.argv[1]), resume=False):
+    if (child := os.fork()) == 0:
+        sys.exit()  # leaves the block, as its parent will
+    os.waitpid(child, 0)
+    print(sorted(os.listdir(sys.argv[1])))
+"""
+
+
+def test_forked_process_that_ends_leaves_its_parents_lock(tmp_path):
+    arguments = [sys.executable, "-c", FORKS, str(tmp_path / "run")]
+    assert subprocess.run(arguments, capture_output=True, text=True, check=True).stdout == f"['{LOCK}']\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_that_start_at_once_one_wins(tmp_path):

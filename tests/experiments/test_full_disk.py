@@ -1,10 +1,13 @@
 """A disk that is full, or may not be written to: one line, nothing half-written, and the run goes on afterwards.
 
-The system itself refuses: by the limit on a file's size, or through /dev/full.
+The system itself refuses: by the limit on a file's size, through /dev/full, or on a small disk of its own.
 """
 
 import os
 import re
+import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -155,6 +158,72 @@ def test_full_disk_ends_a_sweep(recipe_file, tmp_path, monkeypatch):
     assert [path.name for path in (folder / "runs").iterdir()] == ["gap=0.1-seed0"]
     assert not list(folder.rglob("failure.txt"))
     assert len(run_sweep(recipe, folder, device="cpu", resume=True).metrics["points"]) == 2
+
+
+SMALL_DISK = """
+import os, sys
+from pathlib import Path
+from dr_plugin.atomic import WriteError
+from dr_plugin.experiments.recipe import load_recipe
+from dr_plugin.experiments.run import run_experiment
+
+recipe, disk, whole = load_recipe(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+(disk / "ballast").write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize - 60_000))
+try:
+    run_experiment(recipe, disk / "run", device="cpu")
+except WriteError as error:
+    print(error)
+print(sorted(str(path) for path in disk.rglob("*.partial")))
+(disk / "ballast").unlink()
+run_experiment(recipe, disk / "run", device="cpu", resume=True)
+import shutil
+shutil.copytree(disk / "run", whole)  # the disk goes with this process
+"""
+
+
+def test_disk_of_its_own_that_is_full(recipe_file, whole, tmp_path):
+    """A file system of its own, whose kernel says ENOSPC, in a mount namespace of the process's own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = 'mount -t tmpfs -o size=16m tmpfs "$0"'
+    unshare = shutil.which("unshare") or "unshare"
+    try:
+        subprocess.run([unshare, "--mount", "sh", "-c", mount, disk], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"mounting is not allowed here: {error}")
+    command = [sys.executable, "-c", SMALL_DISK, recipe_file, disk, tmp_path / "run"]
+    process = subprocess.run(
+        [unshare, "--mount", "sh", "-c", f'{mount} && exec "$@"', disk, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert process.returncode == 0, process.stderr
+    error, left = process.stdout.splitlines()
+    assert re.search(r": cannot be written \(no space left on device\); free some space, and go on", error)
+    assert left == "[]"
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_read_only_cache_is_one_line():
+    root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as name:
+        cache = Path(name)
+        cache.chmod(0o555)
+        if root:
+            os.seteuid(65534)
+        try:
+            with pytest.raises(
+                WriteError,
+                match=r"pack/\.lock: cannot be written \(permission denied\); choose another folder",
+            ):
+                PackedImages.build([(np.zeros((4, 4, 3), np.uint8), 0)], cache / "pack")
+        finally:
+            if root:
+                os.seteuid(0)
+            cache.chmod(0o755)
+        assert not list(cache.iterdir())
 
 
 def test_read_only_output_is_one_line(recipe_file):

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from dr_plugin.experiments import checkpoint, run, stage
+from dr_plugin.datasets import packing
+from dr_plugin.experiments import checkpoint, conclude, evaluate, report, run, stage
 from dr_plugin.experiments.interrupts import Interrupts
 from dr_plugin.experiments.recipe import load_recipe
 from dr_plugin.experiments.run import run_experiment
@@ -165,6 +166,68 @@ def test_interrupt_outside_of_steps_ends_at_once(recipe_file, whole, tmp_path, m
     assert_same_run(whole, folder)
 
 
+def press_in(patched, owner, name, number, when=lambda: True):
+    """Interrupt within this call of a function, which then goes on."""
+    call, count = getattr(owner, name), 0
+
+    def interrupted(*arguments, **settings):
+        nonlocal count
+        count += when()
+        if count == number and when():
+            press()
+        return call(*arguments, **settings)
+
+    patched.setattr(owner, name, interrupted)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "number"),
+    [
+        (packing.Source, "decode", 7),  # by a thread of its own
+        (evaluate, "nearest", 2),  # of the selection
+        (conclude.Context, "load_best", 1),
+        (evaluate, "precision_at_k", 5),  # of the conclusion
+        (report, "replacing", 2),
+    ],
+)
+def test_interrupt_in_the_middle_of_work_leaves_nothing_half_done(
+    recipe_file, whole, tmp_path, monkeypatch, owner, name, number
+):
+    recipe = load_recipe(recipe_file, [f"data.cache={tmp_path / 'cache'}"])
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        press_in(patched, owner, name, number)
+        run_experiment(recipe, folder, device="cpu")
+    assert not (folder / "report").exists()
+    assert not list(tmp_path.rglob("*.partial"))
+    assert handler() is signal.default_int_handler
+    run_experiment(recipe, folder, device="cpu", resume=folder.exists())
+    assert_same_run(whole, folder)
+
+
+def test_second_interrupt_while_the_checkpoint_is_written_keeps_the_one_before(
+    recipe_file, whole, tmp_path, monkeypatch
+):
+    folder, reporter = tmp_path / "run", Notes()
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        press_in_step(patched, STEPS + 2)
+        asked = lambda: bool(reporter.notes) and reporter.notes[-1].startswith("interrupted after")  # noqa: E731
+        press_in(patched, checkpoint._Watched, "write", 3, asked)
+        run_experiment(load_recipe(recipe_file), folder, device="cpu", reporter=reporter)
+    assert checkpoint.load(folder / "checkpoint" / "last.pt")["position"]["steps_done"] == STEPS
+    assert not list(folder.rglob("*.partial"))
+    run_experiment(load_recipe(recipe_file), folder, device="cpu", resume=True)
+    assert_same_run(whole, folder)
+
+
+def test_first_one_is_answered(capfd):
+    with pytest.raises(KeyboardInterrupt), Interrupts():
+        press()
+        assert capfd.readouterr().err == "finishing the step; again to end now\n"
+        press()
+    assert capfd.readouterr().err == ""
+
+
 def test_ctrl_c_on_the_command_line(recipe_file, tmp_path):
     folder = tmp_path / "run"
     arguments = [recipe_file, "--set", "stages.0.epochs=100000", "--output", folder, "--device", "cpu"]
@@ -178,18 +241,20 @@ def test_ctrl_c_on_the_command_line(recipe_file, tmp_path):
     )
     journal = folder / "metrics.jsonl"
     deadline = time.monotonic() + 300
-    while not (journal.exists() and journal.read_bytes().count(b'"train"') > 2):
+    while not (journal.exists() and journal.read_bytes().count(b'"train"') > STEPS + 1):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert errors == f"interrupted; go on with: dr-run --resume {folder}\n"
+    *answered, line = errors.splitlines()
+    assert line == f"interrupted; go on with: dr-run --resume {folder}"
     last = json.loads(journal.read_text().splitlines()[-1])
     state = checkpoint.load(folder / "checkpoint" / "last.pt")
     # Between two epochs, nothing is put off.
     if last["step"] % STEPS:
+        assert answered == ["finishing the step; again to end now"]
         assert f"interrupted after step {last['step']}: writing the checkpoint" in out
         assert state["position"]["steps_done"] == last["step"]
         assert state["journal_size"] == journal.stat().st_size
