@@ -1,4 +1,4 @@
-"""Memory: how much training took at its peak, of a GPU's tensors or the whole process, and what to do without enough."""
+"""Memory: how much training took at its peak, of a GPU's tensors or the process; what to do without enough."""
 
 import sys
 from collections.abc import Mapping, Sequence

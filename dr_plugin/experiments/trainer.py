@@ -119,8 +119,6 @@ class StageTrainer(BaseTrainer):
         self.schema["models"].important = []
         self.schema["optimizers"].important = ["trunk_optimizer"]
 
-    # -- the loop ------------------------------------------------------------------------------------------------
-
     def train(self, start_epoch: int = 1, num_epochs: int = 1) -> None:
         """Train up to and including epoch ``num_epochs`` (PML's meaning), going on where a loaded state stood."""
         for epoch in range(max(start_epoch, self.epochs_done + 1), num_epochs + 1):
@@ -155,8 +153,7 @@ class StageTrainer(BaseTrainer):
         return self.max_steps is not None and self.steps_done >= self.max_steps
 
     def get_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The step's images, augmented on the device (B, 3, S, S), and labels (B,); of several processes, this one's
-        images and all labels.
+        """This process's images of the step, augmented on the device (b, 3, S, S), and all labels (B,).
 
         The labels stay on the CPU, where a miner can read them without waiting for a GPU; PML's miners and losses
         move what they need. Only a subset miner's indices ask for them on the device.
@@ -239,8 +236,6 @@ class StageTrainer(BaseTrainer):
         if self.averaged is not None:
             self.averaged.update(self.models["trunk"])
 
-    # -- what the hooks read -------------------------------------------------------------------------------------
-
     def check_loss(self) -> float:
         """Wait for the device and see that no loss since the last ``mean_loss`` was infinite or not a number.
 
@@ -293,8 +288,6 @@ class StageTrainer(BaseTrainer):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state``; the trainer must have been built from the same recipe."""
         trainer_state.restore(self, state)
-
-    # -- details -------------------------------------------------------------------------------------------------
 
     def _account(self) -> None:
         """Count the step and add up its loss on the device."""
