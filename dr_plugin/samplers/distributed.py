@@ -35,7 +35,7 @@ class DistributedBatchSampler(BatchSampler):
         check_length("sampler", sampler, "a batch sampler")
         if not isinstance(sampler, Iterable):
             raise ValueError(f"sampler: got {shown(sampler)}, expected a batch sampler")
-        self._batches = sampler
+        self._batches: Any = sampler
         super().__init__(sampler, getattr(sampler, "batch_size", 1), drop_last=False)
 
     def __len__(self) -> int:
