@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 _SHOWN = 100  # characters of a value in an error
 _BEYOND = 2**63  # what neither numpy nor torch can count
+_SEEDS = 2**128
 
 
 def shown(value: Any) -> str:
@@ -28,18 +29,21 @@ def check_whole(name: str, value: Any, *, minimum: int, below: int | None = None
     Raises:
         ValueError: if it is no whole number in [minimum, below), or needs more than 63 bits.
     """
-    if not _is_whole(value) or not minimum <= int(value) < (_BEYOND if below is None else below):
-        limit = _limit(value) if below is None else f" and below {below}"
+    if not _is_whole(value) or not minimum <= int(value) < (below or _BEYOND):
+        limit = _limit(value, below)
         raise ValueError(f"{name}: got {shown(value)}, expected a whole number, at least {minimum}{limit}")
     return int(value)
 
 
+def check_seed(value: Any) -> int:
+    """A seed of numpy's generators, which take as many bits as `SeedSequence().entropy` has."""
+    return check_whole("seed", value, minimum=0, below=_SEEDS)
+
+
 def check_whole_or_none(name: str, value: Any, *, minimum: int, below: int | None = None) -> int | None:
     """As `check_whole`, where None is an answer too."""
-    if value is not None and (
-        not _is_whole(value) or not minimum <= int(value) < (_BEYOND if below is None else below)
-    ):
-        limit = _limit(value) if below is None else f" and below {below}"
+    if value is not None and not (_is_whole(value) and minimum <= int(value) < (below or _BEYOND)):
+        limit = _limit(value, below)
         raise ValueError(
             f"{name}: got {shown(value)}, expected a whole number, at least {minimum}{limit}, or None"
         )
@@ -117,12 +121,12 @@ def as_indices(name: str, values: Any, count: int) -> npt.NDArray[np.int64]:
 
 
 def check_wholes(name: str, values: Any, *, minimum: int, below: int = 2**31) -> list[int]:
-    """Whole numbers, in a list, tuple or range, as a list of ints; there may be none.
+    """Whole numbers, in a list, tuple, range or one-dimensional array, as a list of ints; there may be none.
 
     Raises:
         ValueError: if they are in something else, or one is not in [minimum, below).
     """
-    if not isinstance(values, list | tuple | range):
+    if not isinstance(values, list | tuple | range) and getattr(values, "ndim", 0) != 1:
         raise ValueError(f"{name}: got {shown(values)}, expected whole numbers in a list or a tuple")
     return [check_whole(name, value, minimum=minimum, below=below) for value in values]
 
@@ -146,5 +150,8 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _limit(value: Any) -> str:
-    return " and below 2^63" if _is_whole(value) and value >= _BEYOND else ""
+def _limit(value: Any, below: int | None) -> str:
+    """What to say of the upper limit: of one that holds for all, only where it is passed."""
+    if below is None:
+        return " and below 2^63" if _is_whole(value) and value >= _BEYOND else ""
+    return f" and below {below}" if below < _BEYOND else f" and below 2^{below.bit_length() - 1}"

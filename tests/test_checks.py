@@ -16,6 +16,7 @@ from dr_plugin.checks import (
     check_length,
     check_number,
     check_path,
+    check_seed,
     check_whole,
     check_whole_or_none,
     check_wholes,
@@ -81,10 +82,18 @@ def test_whole_number_of_more_than_63_bits_is_refused_and_the_limit_named(value)
         check_whole_or_none("seed", value, minimum=0)
 
 
-def test_whole_numbers_are_taken_from_lists_alone():
+def test_seed_may_have_128_bits():
+    assert check_seed(2**128 - 1) == 2**128 - 1
+    for value in (2**128, -1, 0.5, None):
+        with pytest.raises(ValueError, match=r"^seed: got .*, at least 0 and below 2\^128$"):
+            check_seed(value)
+
+
+def test_whole_numbers_are_taken_from_lists_and_vectors_alone():
     assert check_wholes("ks", (1, np.int8(2)), minimum=1) == [1, 2]
     assert check_wholes("ks", range(0), minimum=1) == []
-    for values in (None, 3, "12", np.array([1, 2]), {1, 2}):
+    assert check_wholes("ks", np.array([1, 3]), minimum=1) == [1, 3]
+    for values in (None, 3, "12", np.array(3), np.zeros((1, 1), int), {1, 2}):
         with pytest.raises(ValueError, match=r"^ks: got .*, expected whole numbers in a list or a tuple"):
             check_wholes("ks", values, minimum=1)
     with pytest.raises(ValueError, match=r"^ks: got 0, expected a whole number, at least 1 and below"):

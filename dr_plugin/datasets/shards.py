@@ -11,7 +11,7 @@ from torch import Tensor
 from webdataset import TarWriter
 
 from dr_plugin.atomic import locked, replacing, write_json
-from dr_plugin.checks import check_path, check_whole, shown
+from dr_plugin.checks import check_path, check_seed, check_whole, shown
 from dr_plugin.triplets import Relevance
 
 from .shard_contents import BatchSource, Contents
@@ -63,7 +63,7 @@ def write_shards(
         >>> shards = write_shards(packed, packed.labels, "shards", relevance=golden)  # doctest: +SKIP
     """
     images_per_shard = check_whole("images_per_shard", images_per_shard, minimum=1)
-    seed = check_whole("seed", seed, minimum=0)
+    seed = check_seed(seed)
     folder = check_path("folder", folder)
     contents = Contents.of(images, labels, relevance, features)
     names = [_shard_name(pattern, number) for number in range(-(-len(contents) // images_per_shard))]

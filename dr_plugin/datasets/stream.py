@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dr_plugin import distributed
-from dr_plugin.checks import check_flag, check_whole, check_whole_or_none, shown
+from dr_plugin.checks import check_flag, check_seed, check_whole, check_whole_or_none, shown
 from dr_plugin.triplets.draws import Weighting
 from dr_plugin.triplets.kernels import Kernel
 
@@ -117,7 +117,7 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
         world_size: int | None = None,
     ) -> None:
         check_whole("byte_budget", byte_budget, minimum=1)
-        check_whole("seed", seed, minimum=0)
+        check_seed(seed)
         batches_per_epoch = check_whole_or_none("batches_per_epoch", batches_per_epoch, minimum=1)
         shared, presplit = check_flag("shared", shared), check_flag("presplit", presplit)
         self._ranks_given = world_size is not None

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dr_plugin.checks import as_array, as_number, check_whole, shown
+from dr_plugin.checks import as_array, as_number, check_seed, check_whole, shown
 
 Groups = Sequence[str] | Sequence[int] | Tensor | NDArray[Any]
 Array = NDArray[np.float64]
@@ -83,7 +83,7 @@ def check_resampling(confidence: float, resamples: int, seed: int) -> None:
     if not 0 < as_number(confidence) < 1:
         raise ValueError(f"got confidence={shown(confidence)}, expected a number inside (0, 1), as 0.95")
     check_whole("resamples", resamples, minimum=1)
-    check_whole("seed", seed, minimum=0)
+    check_seed(seed)
 
 
 def one_per_triplet(**named: Any) -> list[Tensor]:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dr_plugin.checks import as_array, as_indices, check_whole, shown
+from dr_plugin.checks import as_array, as_indices, check_seed, shown
 from dr_plugin.relevance.base import BaseRelevance, Values, checked_values, digest
 from dr_plugin.relevance.classes import Labels
 from dr_plugin.triplets.kernels import (
@@ -77,7 +77,7 @@ class FeatureRelevance(BaseRelevance):
         bandwidth: float | None = None,
         seed: int = 0,
     ) -> None:
-        seed = check_whole("seed", seed, minimum=0)
+        seed = check_seed(seed)
         if not callable(kernel):
             check_kernel(kernel, bandwidth)
         elif bandwidth is not None:

@@ -11,7 +11,7 @@ import torch
 from sklearn.base import TransformerMixin
 from sklearn.exceptions import NotFittedError
 
-from dr_plugin.checks import as_array, as_indices, as_number, check_path, check_whole, shown
+from dr_plugin.checks import as_array, as_indices, as_number, check_path, check_seed, check_whole, shown
 from dr_plugin.relevance.base import BaseRelevance, Values, digest
 from dr_plugin.relevance.classes import Classes, Labels
 from dr_plugin.relevance.feature import FeatureRelevance, UserKernel
@@ -106,7 +106,7 @@ class GoldenFeatures(BaseRelevance):
         self.kernels = _kernels(kernels, self.features)
         self.weights = _weights(weights, len(self.features))
         triplets = check_whole("triplets", triplets, minimum=1)
-        seed = check_whole("seed", seed, minimum=0)
+        seed = check_seed(seed)
         if not 0 < as_number(penalty) < math.inf:
             raise ValueError(f"penalty: got {shown(penalty)}, expected a finite number above 0")
         self.triplets, self.penalty, self.seed, self.n_jobs = triplets, float(penalty), seed, n_jobs

@@ -10,7 +10,7 @@ from scipy.linalg.blas import get_blas_funcs
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from dr_plugin.checks import as_number, check_flag, check_whole, shown
+from dr_plugin.checks import as_number, check_flag, check_seed, check_whole, shown
 from dr_plugin.relevance.classes import Labels
 from dr_plugin.relevance.feature_rows import Features, checked_features, pieces, unit_rows
 from dr_plugin.relevance.training_triplets import TrainingTriplets, seen_of
@@ -227,7 +227,7 @@ class OASIS(TransformerMixin, BaseEstimator):
 
     def _check_arguments(self, steps: int) -> None:
         check_whole("steps", steps, minimum=1)
-        check_whole("seed", self.seed, minimum=0)
+        check_seed(self.seed)
         if not 0 < as_number(self.aggressiveness) < math.inf:
             raise ValueError(
                 f"aggressiveness: got {shown(self.aggressiveness)}, expected a finite number above 0"

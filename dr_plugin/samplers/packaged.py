@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
-from dr_plugin.checks import as_array, check_whole
+from dr_plugin.checks import as_array, check_seed, check_whole
 from dr_plugin.triplets import RANDOM_BITS
 
 Labels = Sequence[int] | npt.NDArray[np.integer] | Tensor
@@ -44,7 +44,7 @@ class PackagedTripletSampler(BatchSampler, ABC):
     ) -> None:
         batch_size = check_batch_size(batch_size)
         batches_per_epoch = check_whole("batches_per_epoch", batches_per_epoch, minimum=1)
-        seed = check_whole("seed", seed, minimum=0)
+        seed = check_seed(seed)
         super().__init__(range(images), batch_size, drop_last=False)
         self.batches_per_epoch = batches_per_epoch
         self.seed = seed

@@ -193,8 +193,8 @@ def _classes_and_relevance(
             raise ValueError("relevance: got no images, expected some")
         return np.zeros(count, np.int64), as_relevance(relevance, None, count)
     array = as_classes(labels).numpy()
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"labels: got {array.dtype} of shape {array.shape}, expected integers (N,)")
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"labels: got {array.dtype}, expected integers (N,)")
     classes = np.unique(array, return_inverse=True)[1].astype(np.int64)
     return classes, as_relevance(relevance, classes, len(classes))
 
