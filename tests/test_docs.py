@@ -163,6 +163,17 @@ def test_every_page_is_in_a_table_of_contents():
     assert {page.resolve() for page in PAGES} == listed
 
 
+def test_tests_that_pages_name_are_there():
+    known = {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text())}
+    assert len(named) > 20
+    assert named - known == set()
+
+
 @pytest.mark.parametrize(
     "family", ["trunks", "samplers", "miners", "losses", "relevance", "reservoirs", "datasets", "metrics"]
 )

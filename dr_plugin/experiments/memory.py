@@ -1,4 +1,4 @@
-"""Memory: how much training took at its peak, of a GPU's tensors or the process; what to do without enough."""
+"""Memory: how much training took at its peak, of a GPU or the whole process, and what to do where it runs out."""
 
 import sys
 from collections.abc import Mapping, Sequence
