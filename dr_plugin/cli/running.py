@@ -127,6 +127,8 @@ def _checked(asked: Asked) -> "Recipe | TableRecipe":
         )
     if resume is None:
         return _load(str(recipe), asked.overrides)
+    if not (resume / "recipe.yaml").is_file():
+        raise RecipeError(f"--resume: {resume} holds no recipe.yaml, expected the folder of an earlier run")
     loaded = _load(resume / "recipe.yaml")
     if recipe is not None and _load(recipe) != loaded:
         raise RecipeError(
