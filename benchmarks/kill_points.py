@@ -3,10 +3,10 @@
     python benchmarks/kill_points.py --points 200
 
 One process imports everything and trains nothing; each run is a fork of it, which counts its events (a step, a batch
-that is embedded, an image that is decoded, every rename, link, flush to disk and write of a checkpoint, each before and
-after) and kills itself at the one that it is told. Another fork goes on, as a person would. Then metrics.json and
-metrics.jsonl (but for times), best.pt (every byte), the trunk in last.pt and the files that are there have to be those
-of a run that nothing interrupted.
+that is prepared, a search for neighbours, an image that is decoded, every rename, link, removal and flush to disk,
+every line of the journal and write of a checkpoint, each before and after) and kills itself at the one that it is told.
+Another fork goes on, as a person would. Then metrics.json and metrics.jsonl (but for times), best.pt (every byte), the
+trunk in last.pt and the files that are there have to be those of a run that nothing interrupted.
 
 A fork is sound only of a process with one thread: that is seen to before the first.
 """
@@ -40,7 +40,16 @@ from PIL import Image
 
 from dr_plugin import atomic
 from dr_plugin.datasets import packing
-from dr_plugin.experiments import checkpoint, conclude, evaluate, report, report_figures, run, stage
+from dr_plugin.experiments import (
+    checkpoint,
+    conclude,
+    evaluate,
+    journal,
+    report,
+    report_figures,
+    run,
+    stage,
+)
 from dr_plugin.experiments.recipe import load_recipe
 from dr_plugin.experiments.trainer import StageTrainer
 
@@ -122,9 +131,12 @@ class Events:
             (atomic.os, "link"),
             (atomic.os, "fsync"),
             (report.Path, "rename"),
+            (report.Path, "unlink"),
+            (journal.Journal, "_append"),
             (packing.Source, "decode"),
             (StageTrainer, "forward_and_backward"),
-            (evaluate.Embedder, "__call__"),
+            (evaluate.BatchAugment, "__call__"),
+            (evaluate, "nearest"),
             (checkpoint._Watched, "write"),
         ):
             self.watch(owner, name)

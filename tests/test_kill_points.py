@@ -21,6 +21,7 @@ def test_killed_run_resumes_to_the_same_bits_wherever_it_was(tmp_path):
         capture_output=True,
         text=True,
         check=False,
+        timeout=900,
     )
     assert process.returncode == 0, process.stdout + process.stderr
     content = json.loads(found.read_text())
