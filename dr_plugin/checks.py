@@ -131,6 +131,14 @@ def check_wholes(name: str, values: Any, *, minimum: int, below: int = 2**31) ->
     return [check_whole(name, value, minimum=minimum, below=below) for value in values]
 
 
+def check_per_channel(name: str, values: Any) -> tuple[float, float, float]:
+    """Three finite numbers, in a list or tuple, as floats; ValueError if they are something else."""
+    numbers = [as_number(value) for value in values] if isinstance(values, list | tuple) else []
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name}: got {shown(values)}, expected three finite numbers, one per channel")
+    return numbers[0], numbers[1], numbers[2]
+
+
 def check_length(name: str, value: Any, expected: str) -> int:
     """How long `value` is; ValueError, which says what is expected, if it has no length."""
     try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dr_plugin.checks import as_number, check_flag, check_whole, check_wholes, shown
+from dr_plugin.checks import check_flag, check_per_channel, check_whole, check_wholes, shown
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -97,7 +97,7 @@ class BatchAugment:
             raise ValueError(f"memory_format: got {shown(memory_format)}, expected a torch.memory_format")
         self.crop = None if random_resized_crop is None else _crop_ranges(random_resized_crop)
         self.memory_format = memory_format
-        self.mean, self.std = _three("mean", mean), _three("std", std)
+        self.mean, self.std = check_per_channel("mean", mean), check_per_channel("std", std)
         if min(self.std) <= 0:
             raise ValueError(f"std: got {self.std}, expected positive numbers")
         self._constants: dict[torch.device, Tensor] = {}  # device -> (scale, bias)
@@ -264,13 +264,6 @@ def _crop_ranges(ranges: Mapping[str, Sequence[float]]) -> CropRanges:
             expected = f"[low, high] with 0 < low <= high{most}"
             raise ValueError(f"random_resized_crop {name}: got {shown(values)}, expected {expected}")
     return CropRanges(**{name: (float(low), float(high)) for name, (low, high) in ranges.items()})
-
-
-def _three(name: str, values: Sequence[float]) -> tuple[float, float, float]:
-    numbers = [as_number(value) for value in values] if isinstance(values, list | tuple) else []
-    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{name}: got {shown(values)}, expected three finite numbers, one per channel")
-    return numbers[0], numbers[1], numbers[2]
 
 
 def _check_images(images: Tensor) -> None:

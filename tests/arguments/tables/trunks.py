@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from dr_plugin import trunks
 
 from .entries import Call, Entry
@@ -19,6 +21,8 @@ def _embedded(trunk: Any) -> Any:
 _FORWARD = {
     "forward": Call(lambda trunk, images: trunk.eval()(images).detach(), lambda _: {"images": PICTURES})
 }
+
+_UINT8 = (PICTURES * 255).to(torch.uint8)
 
 # Images of one type and weights of another: autocast brings them together, or torch tells of it.
 _TORCHS_OWN = {"images": "images|scalar type|Input type"}
@@ -39,6 +43,14 @@ ENTRIES: Mapping[str, Entry] = {
         _FORWARD,
         called=_TORCHS_OWN,
         also=(OSError, RuntimeError),
+    ),
+    "trunks.NormalizedTrunk": Entry(
+        trunks.NormalizedTrunk,
+        lambda _: {"trunk": trunks.SmallConvNet((2,)), "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)},
+        lambda trunk: trunk.eval()(_UINT8).detach(),
+        {"forward": Call(lambda trunk, images: trunk.eval()(images).detach(), lambda _: {"images": _UINT8})},
+        called={"images": "images|padded input size"},  # of images too small for the trunk, torch tells
+        also=(RuntimeError,),
     ),
     "trunks.SmallConvNet": Entry(trunks.SmallConvNet, lambda _: {"channels": (2,)}, _embedded),
     "trunks.SmallResNet": Entry(trunks.SmallResNet, lambda _: {"layers": (1,), "width": 2}, _embedded),
