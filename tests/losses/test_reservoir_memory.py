@@ -490,7 +490,7 @@ def test_bad_arguments_are_refused(arguments, message):
 
 
 def test_loss_that_it_cannot_feed_is_refused():
-    with pytest.raises(ValueError, match="loss: got ArcFaceLoss, expected one of .*DeepRankingLoss"):
+    with pytest.raises(ValueError, match=r"loss: got ArcFaceLoss, expected one of .*DeepRankingLoss"):
         ReservoirMemory(losses.ArcFaceLoss(2, 3), 3)
 
 
