@@ -57,7 +57,7 @@ def test_odd_argument_works_or_is_refused_by_name(name: str, folder: Path):
     if not entry.names:
         return
 
-    @reproducible(entry.examples + 2 * len(entry.names))
+    @reproducible(entry.examples + len(entry.names))
     @given(st.data())
     def tried(data: st.DataObject) -> None:
         arguments = entry.arguments(folder)

@@ -56,7 +56,7 @@ class Entry:
     functions: frozenset[str] = frozenset()
     called: Mapping[str, str] = field(default_factory=dict)
     also: tuple[type[Exception], ...] = ()
-    examples: int = 20
+    examples: int = 15
 
     @property
     def names(self) -> list[str]:
