@@ -17,7 +17,7 @@ _SEEDS = 2**128
 
 def shown(value: Any) -> str:
     """The value as an error shows it: in one line, not too long."""
-    if hasattr(value, "shape") and getattr(value, "ndim", 0) > 0:
+    if hasattr(value, "shape") and hasattr(value, "dtype") and getattr(value, "ndim", 0) > 0:
         return f"{type(value).__name__} of {value.dtype}, shape {tuple(value.shape)}"
     text = " ".join(repr(value).split())
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

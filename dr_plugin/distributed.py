@@ -252,7 +252,7 @@ def swapped(parts: Sequence[bytes], sizes: Sequence[int]) -> list[bytes]:
 
 
 def merged(own: M) -> M:
-    """What all processes hold, merged in rank order: alike on each, and `own` stays as it is.
+    """What all processes hold, merged in rank order: alike on each; alone, `own` itself.
 
     For a `WeightedReservoir` or `ClassReservoirs` of each process's part of a stream: the largest keys of all parts are
     those that one reservoir would hold of the whole stream, so its law is that of one stream. Each must have been

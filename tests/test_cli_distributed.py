@@ -67,30 +67,44 @@ def recipe(tmp_path_factory):
 def started(*arguments):
     """The command in a process group of its own, which is gone after the block."""
     command = [sys.executable, "-m", "dr_plugin", "run", "--device", "cpu", *map(str, arguments)]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()  # torchrun ends its own
-        process.wait()
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()  # torchrun ends its own
 
 
-def kill_rank(rank, folder, least):
-    """SIGKILL to this rank once the journal has so many lines."""
+def wait_until(condition):
+    """Until it is so; an error after five minutes."""
     deadline = time.monotonic() + 300
-    journal = folder / "metrics.jsonl"
-    while not journal.exists() or len(journal.read_text().splitlines()) < least:
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    [found] = [one for one in Path("/proc").glob("[0-9]*") if is_rank(one, rank, folder)]
+
+
+def has_begun(folder):
+    """Whether the journal has some lines, and so the first checkpoint was written."""
+    journal = folder / "metrics.jsonl"
+    return journal.exists() and len(journal.read_text().splitlines()) >= 10
+
+
+def kill_rank(rank, folder):
+    """SIGKILL to this rank once it trains."""
+    wait_until(lambda: has_begun(folder))
+    [found] = ranks(rank, folder)
     os.kill(int(found.name), signal.SIGKILL)
+
+
+def ranks(rank, folder):
+    """The processes of /proc that have this rank in the run of this folder."""
+    return [one for one in Path("/proc").glob("[0-9]*") if is_rank(one, rank, folder)]
 
 
 def is_rank(process, rank, folder):
@@ -129,7 +143,7 @@ def test_command_trains_on_two_processes_and_prints_once(whole):
 def test_killed_rank_is_told_and_the_run_goes_on_to_the_same_figures(whole, recipe, tmp_path):
     folder = tmp_path / "run"
     with started(recipe, "--nproc", 2, "--output", folder) as process:
-        kill_rank(1, folder, 10)
+        kill_rank(1, folder)
         _, errors = process.communicate(timeout=600)
     assert process.returncode == 1
     assert "ended by SIGKILL" in errors
@@ -144,10 +158,21 @@ def test_killed_rank_is_told_and_the_run_goes_on_to_the_same_figures(whole, reci
 def test_elastic_restart_goes_on_from_the_last_checkpoint(whole, recipe, tmp_path):
     folder = tmp_path / "run"
     with started(recipe, "--nproc", 2, "--max-restarts", 1, "--output", folder) as process:
-        kill_rank(1, folder, 10)
+        kill_rank(0, folder)  # which writes, and holds the folder
         _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert figures(folder) == figures(whole[0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes in /proc")
+def test_processes_end_when_their_torchrun_is_killed(recipe, tmp_path):
+    """Else they would hold the folder, and write on in it."""
+    folder = tmp_path / "run"
+    with started(recipe, "--set", "stages.0.epochs=100000", "--nproc", 2, "--output", folder) as process:
+        wait_until(lambda: has_begun(folder))
+        assert ranks(0, folder)
+        process.kill()
+        wait_until(lambda: not ranks(0, folder) and not ranks(1, folder))
 
 
 @pytest.mark.parametrize(

@@ -64,13 +64,13 @@ def _run(asked: Asked, check: bool, processes: int | None, restarts: int) -> Non
 def _run_here(asked: Asked, loaded: "Recipe | TableRecipe") -> None:
     """In this process, and in those that torchrun started with it."""
     from dr_plugin import distributed
-    from dr_plugin.experiments.launched import is_restart, may_restart
+    from dr_plugin.experiments.launched import ending_with_torchrun, is_restart, may_restart
 
     if may_restart() and asked.output is None and asked.resume is None:
         raise ValueError(
             "--output: got none under torchrun --max-restarts, expected the run's folder to go on in"
         )
-    with distributed.joined():
+    with ending_with_torchrun(), distributed.joined():
         _check_alone(loaded, distributed.world_size())
         folder = asked.resume or asked.output or distributed.from_first(free_folder(loaded.name))
         # Started again it goes on from its last checkpoint, whatever was asked for at first.

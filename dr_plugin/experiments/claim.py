@@ -10,10 +10,12 @@ from shlex import quote
 
 from dr_plugin.atomic import telling
 
+from .launched import LAUNCH
 from .problems import RecipeError
 
 LOCK = ".lock"
-_NOTHING = {LOCK, "recipe.yaml.partial"}  # what a process leaves that was killed before it began
+# What a process leaves that was killed before it began.
+_NOTHING = {LOCK, LAUNCH, f"{LAUNCH}.partial", "recipe.yaml.partial"}
 
 Note = Callable[[str], None]
 

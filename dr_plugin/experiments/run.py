@@ -89,6 +89,8 @@ def _run(
         distributed.done_by_first(lambda: _begin(recipe, folder))
     elif previous:
         distributed.done_by_first(lambda: _put_back(folder, reporter))
+    if resume:  # a process that is lost from here on goes on from the last checkpoint, whatever was asked for
+        distributed.done_by_first(lambda: note_launch(folder))
     journal = _open_journal(recipe, folder, state, reporter)
     # The shapes of a run do not change: let cuDNN look for its fastest convolutions.
     benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
@@ -98,6 +100,7 @@ def _run(
         trunk = initial_trunk(recipe)
         stages = _train(context, trunk, state)
         result = conclude(context, trunk, stages)
+        distributed.from_all(None)  # one that is lost before all are done is started again
         if distributed.is_first():
             for path in (
                 context.previous,
@@ -112,8 +115,8 @@ def _run(
 
 
 def _begin(recipe: Recipe, folder: Path) -> None:
+    note_launch(folder)  # first: a folder that holds it alone counts as empty
     write_text(folder / "recipe.yaml", recipe.to_yaml())
-    note_launch(folder)
 
 
 def _put_back(folder: Path, reporter: Reporter) -> None:

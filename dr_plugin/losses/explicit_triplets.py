@@ -81,7 +81,7 @@ class SquaredMargins(torch.autograd.Function):
         rows = anchors * len(reference)
         inner = products.index_select(0, rows + negatives) - products.index_select(0, rows + positives)
         squares = reference.square().sum(1)
-        return squares[positives] - squares[negatives] + 2 * inner
+        return squares.index_select(0, positives) - squares.index_select(0, negatives) + 2 * inner
 
     @staticmethod
     @once_differentiable

@@ -23,7 +23,8 @@ class DistributedBatchSampler(BatchSampler):
         group: Images that stay together: 3 for packaged triplets.
     Raises:
         ValueError: if `group` is not at least 1, or the sampler is none; from a pass, if a batch is no whole number of
-            groups, or one that is not the last has fewer groups than there are processes.
+            groups, one that is not the last has fewer groups than there are processes, or it begins with
+            another batch than on other processes.
     Example:
         >>> from torch.utils.data import BatchSampler
         >>> list(DistributedBatchSampler(BatchSampler(range(6), 6, drop_last=True), group=3))  # one process
@@ -48,6 +49,8 @@ class DistributedBatchSampler(BatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         for number, batch in enumerate(self._batches):
+            if number == 0:
+                _check_same(list(batch))
             size = check_length("sampler", batch, "batches of indices")
             groups, rest = divmod(size, self.group)
             if number == len(self):
@@ -64,3 +67,12 @@ class DistributedBatchSampler(BatchSampler):
         """Tell the sampler which epoch the next pass is of, where it wants to know."""
         if hasattr(self._batches, "set_epoch"):
             self._batches.set_epoch(epoch)
+
+
+def _check_same(batch: list[int]) -> None:
+    """ValueError unless the pass begins with the same batch on all processes."""
+    if any(other != batch for other in distributed.from_all(batch)):
+        raise ValueError(
+            f"sampler: got other batches on rank {distributed.rank()} than on others, expected the same on all; make "
+            "it with one seed, not with the rank's or none"
+        )

@@ -182,7 +182,7 @@ def test_recall_is_the_share_of_true_neighbours_found(tmp_path, monkeypatch):
 
     gallery = random_gallery(60)
     embeddings = MeanColour().embed(gallery.images)
-    monkeypatch.setattr("dr_plugin.metrics.approximate_knn.search_index", half)
+    monkeypatch.setitem(search_index.approximate_recall.__globals__, "search_index", half)
     assert GalleryIndex.build(MeanColour(), gallery, tmp_path).recall == pytest.approx(0.5)
 
 
