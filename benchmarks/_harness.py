@@ -1,8 +1,11 @@
 """What the benchmark scripts share: interleaved timing, peak memory, and a table of ratios."""
 
+import atexit
 import os
 import platform
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,8 +52,26 @@ def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> fl
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
-def peak_memory(function: Callable[[], object]) -> int:
-    """Bytes by which the process's peak resident memory rose above its start while the function ran (Linux)."""
+def quartiles(numerator: Sequence[float], denominator: Sequence[float]) -> tuple[float, float]:
+    """First and third quartile of the pair-by-pair ratios."""
+    ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
+    if len(ratios) == 1:
+        return ratios[0], ratios[0]
+    first, _, third = statistics.quantiles(ratios, n=4, method="inclusive")
+    return first, third
+
+
+def peak_memory(function: Callable[[], object], device: torch.device | str = "cpu") -> int:
+    """Bytes by which the peak rose above what there was when the function started.
+
+    On a GPU: of what PyTorch had allocated there. Else: of the process's resident memory (Linux).
+    """
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        start = torch.cuda.memory_allocated(device)
+        function()
+        return torch.cuda.max_memory_allocated(device) - start
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the present resident size
     start = _status("VmRSS")
     function()
@@ -62,6 +83,13 @@ def _status(field: str) -> int:
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def scratch_folder() -> Path:
+    """A new folder, which is removed when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:

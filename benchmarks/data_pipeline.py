@@ -1,6 +1,6 @@
-"""Images per second of PackedImages + BatchAugment against torchvision's ImageFolder + DataLoader.
-
-Both sides give shuffled, normalised float32 batches on the device, augmented by the same law:
+"""Batches of PackedImages + BatchAugment against torchvision's ImageFolder + v2 transforms + DataLoader, and packing
+once against one pass of these. Both sides give shuffled, normalised float32 batches on the device, augmented by the
+same law:
 
     python benchmarks/data_pipeline.py
     python benchmarks/data_pipeline.py --root data/tiny-imagenet-200/train --device cuda
@@ -8,16 +8,17 @@ Both sides give shuffled, normalised float32 batches on the device, augmented by
 Without --root it measures on JPEG images that it makes in a temporary folder.
 """
 
-import argparse
-import statistics
+import os
 import tempfile
-import time
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from _harness import machine_line, median_ratio, paired, table
+from _cases import Case, Sides
+from _harness import scratch_folder
+from _tables import alone
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
@@ -26,31 +27,63 @@ from torchvision.transforms import v2
 from dr_plugin.datasets.augment import IMAGENET_MEAN, IMAGENET_STD, BatchAugment
 from dr_plugin.datasets.packed import PackedImages
 
+CLASSES = 20
+SHIFT, CROP = "pixel shift, flip", "random resized crop, flip"
 
-def make_images(root: Path, classes: int = 20, per_class: int = 200, size: int = 64) -> None:
+FULL = {
+    "images": 4096,
+    "size": 64,
+    "shift": 6,
+    "batch_size": 512,
+    "workers": min(16, os.cpu_count() or 1),
+    "root": "",
+    "image_curve": [512, 1024, 2048, 4096],
+}
+QUICK = {
+    "images": 40,
+    "size": 16,
+    "shift": 2,
+    "batch_size": 20,
+    "workers": 0,
+    "root": "",
+    "image_curve": [20, 40, 60],
+}
+
+
+@cache
+def made_images(count: int, size: int) -> Path:
     """Class folders of smooth random JPEG images."""
-    random = np.random.default_rng(0)
-    for name in range(classes):
-        (root / f"{name:03}").mkdir(parents=True)
-        for index in range(per_class):
-            image = Image.fromarray(random.integers(0, 256, (size // 4, size // 4, 3), dtype=np.uint8))
-            image.resize((size, size)).save(root / f"{name:03}" / f"{index:04}.jpg", quality=90)
+    root, random = scratch_folder(), np.random.default_rng(0)
+    for label in range(CLASSES):
+        (root / f"{label:03}").mkdir()
+    for index in range(count):
+        image = Image.fromarray(random.integers(0, 256, (size // 4, size // 4, 3), dtype=np.uint8))
+        image.resize((size, size)).save(root / f"{index % CLASSES:03}" / f"{index:06}.jpg", quality=90)
+    return root
 
 
-def augmentations(size: int, shift: int) -> dict[str, tuple[BatchAugment, v2.Transform]]:
+def images_of(root: str, count: int, size: int) -> tuple[ImageFolder, list[int]]:
+    """A folder of class folders, and which images of it are taken."""
+    folder = ImageFolder(root or str(made_images(count, size)))
+    if len(folder) < count:
+        raise ValueError(f"root: got {len(folder)} images, expected at least {count}; lower --images")
+    return folder, torch.randperm(len(folder), generator=torch.Generator().manual_seed(0))[:count].tolist()
+
+
+@cache
+def packed_images(root: str, count: int, size: int) -> PackedImages:
+    folder, indices = images_of(root, count, size)
+    return PackedImages.build(folder, scratch_folder(), size=size, indices=indices)
+
+
+def augmentations(name: str, size: int, shift: int) -> tuple[BatchAugment, v2.Transform]:
     """The same augmentation twice, for a batch and for one PIL image; a crop of a padded image is a shift."""
     flip = v2.RandomHorizontalFlip()
-    shifted = v2.RandomCrop(size, padding=shift, padding_mode="edge")
-    return {
-        f"shift {shift}, flip": (
-            BatchAugment(size, pixel_shift=shift, horizontal_flip=True),
-            v2.Compose([shifted, flip]),
-        ),
-        "random resized crop, flip": (
-            BatchAugment(size, random_resized_crop={}, horizontal_flip=True),
-            v2.Compose([v2.RandomResizedCrop(size), flip]),
-        ),
-    }
+    if name == SHIFT:
+        shifted = v2.RandomCrop(size, padding=shift, padding_mode="edge")
+        return BatchAugment(size, pixel_shift=shift, horizontal_flip=True), v2.Compose([shifted, flip])
+    cropped = v2.RandomResizedCrop(size)
+    return BatchAugment(size, random_resized_crop={}, horizontal_flip=True), v2.Compose([cropped, flip])
 
 
 def packed_pass(
@@ -73,7 +106,8 @@ def loader_pass(
     folder: ImageFolder,
     indices: list[int],
     transform: v2.Transform,
-    args: argparse.Namespace,
+    batch_size: int,
+    workers: int,
     device: torch.device,
 ) -> Callable[[], None]:
     """One pass over the same images through a DataLoader whose workers stay alive between passes."""
@@ -85,10 +119,10 @@ def loader_pass(
     dataset = ImageFolder(folder.root, transform=v2.Compose([transform, *to_float]))
     loader = DataLoader(
         Subset(dataset, indices),
-        args.batch_size,
+        batch_size,
         shuffle=True,
-        num_workers=args.workers,
-        persistent_workers=args.workers > 0,
+        num_workers=workers,
+        persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
     )
 
@@ -100,57 +134,47 @@ def loader_pass(
     return run
 
 
-def measure(root: Path, args: argparse.Namespace, device: torch.device) -> None:
-    folder = ImageFolder(str(root))
-    generator = torch.Generator().manual_seed(0)
-    indices = torch.randperm(len(folder), generator=generator)[: args.images].tolist()
-    with tempfile.TemporaryDirectory() as cache:
-        start = time.perf_counter()
-        packed = PackedImages.build(folder, cache, size=args.size, indices=indices)
-        built = time.perf_counter() - start
-        start = time.perf_counter()
-        PackedImages.build(folder, cache, size=args.size, indices=indices)
-        reused = time.perf_counter() - start
-        count, rows = len(packed), []
-        for name, (augment, transform) in augmentations(args.size, args.shift).items():
-            sides = {
-                "packed": packed_pass(packed, augment, args.batch_size, device),
-                "loader": loader_pass(folder, indices, transform, args, device),
-            }
-            seconds = paired(sides, repeats=args.repeats)
-            speed = {side: count / statistics.median(taken) for side, taken in seconds.items()}
-            ratio = median_ratio(seconds["loader"], seconds["packed"])
-            rows.append((name, f"{speed['packed']:,.0f}", f"{speed['loader']:,.0f}", f"{ratio:.1f}"))
-    loader = f"ImageFolder + DataLoader({args.workers} workers)"
-    print(machine_line())
-    print(f"{count} images of {args.size} px, batches of {args.batch_size} on {device}")
-    print(f"packing them once: {built:.1f} s; finding the pack up to date: {reused:.2f} s\n")
-    print(
-        table(rows, ["augmentation", "PackedImages + BatchAugment, images/s", f"{loader}, images/s", "ratio"])
-    )
+def sides(
+    what: str,
+    root: str,
+    unit: str,
+    *,
+    N: int,
+    px: int,
+    shift: int,
+    B: int,
+    workers: int,
+    device: torch.device,
+) -> Sides:
+    """A pass over N images with one of the augmentations, or packing them."""
+    folder, indices = images_of(root, N, px)
+    amounts = (N, N) if unit == "image" else (1, 1)
+    augment, transform = augmentations(CROP if what == CROP else SHIFT, px, shift)
+    theirs = loader_pass(folder, indices, transform, B, workers, device)
+    if what in (SHIFT, CROP):
+        return Sides(packed_pass(packed_images(root, N, px), augment, B, device), theirs, amounts)
+
+    def pack() -> None:
+        with tempfile.TemporaryDirectory() as cache:
+            PackedImages.build(folder, cache, size=px, indices=indices)
+
+    return Sides(pack, theirs, amounts)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--root", type=Path, help="a folder of class folders (default: made for the purpose)")
-    parser.add_argument("--images", type=int, default=4096, help="how many images a pass takes")
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--shift", type=int, default=6)
-    parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--workers", type=int, default=2, help="of the DataLoader")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
-    device = torch.device(args.device)
-    if args.root is not None:
-        measure(args.root, args, device)
-        return
-    with tempfile.TemporaryDirectory() as root:
-        make_images(Path(root))
-        measure(Path(root), args, device)
+def cases(
+    *, images: int, size: int, shift: int, batch_size: int, workers: int, root: str, image_curve: list[int]
+) -> list[Case]:
+    sizes = {"N": images, "px": size, "shift": shift, "B": batch_size, "workers": workers}
+
+    def case(what: str, name: str, against: str, unit: str = "image") -> Case:
+        return Case("data pipeline", name, against, partial(sides, what, root, unit), sizes, unit=unit)
+
+    loader, ours = "ImageFolder + v2 + DataLoader", "PackedImages + BatchAugment"
+    found = [case(what, f"{ours}, {what}", loader) for what in (SHIFT, CROP)]
+    packing = case("packing", "PackedImages.build, once", f"{loader}, one pass")
+    growing = case(SHIFT, found[0].what, loader, "pass")
+    return [*found, packing, *growing.curve("N", image_curve)]
 
 
 if __name__ == "__main__":
-    main()
+    alone(__doc__, cases, FULL, QUICK)

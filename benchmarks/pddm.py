@@ -1,20 +1,37 @@
-"""PDDM: all similarities of a batch against one broadcast over all pairs, and a step against BatchHard + triplets."""
+"""PDDM: all similarities of a batch against one broadcast over all pairs; mining and loss, forward and backward,
+against PML's BatchHardMiner and TripletMarginLoss; and the miner alone. Batches of B embeddings of D numbers, of C
+classes of equal size: four images each, but for the curves along C.
+"""
 
-import argparse
-import multiprocessing
-import statistics
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from _harness import machine_line, median_ratio, paired, peak_memory, table
+from _cases import Case, Sides
+from _tables import alone
 from pytorch_metric_learning.losses import TripletMarginLoss
 from pytorch_metric_learning.miners import BatchHardMiner
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.utils.checkpoint import checkpoint
 
 from dr_plugin.losses import PDDMLoss, PDDMUnit
 from dr_plugin.miners import HardQuadrupletMiner
+
+FULL = {
+    "batch_sizes": [128, 256],
+    "embedding_size": 128,
+    "batch_curve": [64, 128, 256, 512],
+    "class_curve": [8, 16, 32, 64],
+}
+QUICK = {"batch_sizes": [16], "embedding_size": 8, "batch_curve": [8, 16, 32], "class_curve": [2, 4, 8]}
+
+ALL_PAIRS = "one broadcast over all pairs"
+HARD_LOSS = "PML TripletMarginLoss with BatchHardMiner"
+KINDS = {
+    "one quadruplet": {},
+    "8 quadruplets": {"quadruplets": 8},
+    "hard triplets": {"kind": "triplet"},
+}
 
 
 def broadcast(unit: PDDMUnit, x: Tensor) -> Tensor:
@@ -25,92 +42,76 @@ def broadcast(unit: PDDMUnit, x: Tensor) -> Tensor:
     return unit.similarity(unit.joint(torch.cat([u, v], dim=2)).relu()).squeeze(2)
 
 
-def matrix(name: str, batch_size: int, size: int, gradient: bool) -> Callable[[], object]:
+def batch(B: int, D: int, C: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Embeddings (B, D), for which gradients are wanted, and labels (B,) of C classes."""
+    embeddings = torch.randn(B, D, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
+    return embeddings, torch.arange(B, device=device) * C // B
+
+
+def matrix_sides(gradient: bool, *, B: int, D: int, device: torch.device) -> Sides:
     """All similarities of a batch, with or without the gradient."""
     torch.manual_seed(0)
-    unit, x = PDDMUnit(size), torch.randn(batch_size, size, requires_grad=gradient)
-    function = unit.matrix if name == "ours" else lambda x: broadcast(unit, x)
+    unit, (x, _) = PDDMUnit(D).to(device), batch(B, D, 1, device)
 
-    def run() -> object:
+    def run(matrix: Callable[[Tensor], Tensor]) -> object:
         with torch.set_grad_enabled(gradient):
-            similarities = function(x)
+            similarities = matrix(x)
         return torch.autograd.grad(similarities.sum(), [x, *unit.parameters()]) if gradient else similarities
 
-    return run
+    return Sides(partial(run, unit.matrix), partial(run, partial(broadcast, unit)))
 
 
-def step(name: str, batch_size: int, size: int) -> Callable[[], object]:
-    """Mining and loss, forward and backward, of a batch of four images a class."""
+def step_sides(kind: str, *, B: int, D: int, C: int, device: torch.device) -> Sides:
+    """Mining and loss, forward and backward."""
     torch.manual_seed(0)
-    embeddings, labels = torch.randn(batch_size, size, requires_grad=True), torch.arange(batch_size) // 4
-    loss_func = TripletMarginLoss() if name == "BatchHard" else PDDMLoss(size)
-    if isinstance(loss_func, TripletMarginLoss):
-        miner = BatchHardMiner()
-    else:
-        count = {"quadruplet": 1, "8 quadruplets": 8}.get(name, 1)
-        kind = "triplet" if name == "triplet" else "quadruplet"
-        miner = HardQuadrupletMiner(loss_func.unit, quadruplets=count, kind=kind)
-    leaves = [embeddings, *loss_func.parameters()]
-    return lambda: torch.autograd.grad(loss_func(embeddings, labels, miner(embeddings, labels)), leaves)
+    embeddings, labels = batch(B, D, C, device)
+    ours, theirs = PDDMLoss(D).to(device), TripletMarginLoss()
+
+    def step(loss_func: torch.nn.Module, miner: torch.nn.Module) -> Callable[[], object]:
+        leaves = [embeddings, *loss_func.parameters()]
+        return lambda: torch.autograd.grad(loss_func(embeddings, labels, miner(embeddings, labels)), leaves)
+
+    miner = HardQuadrupletMiner(ours.unit, **KINDS[kind])
+    return Sides(step(ours, miner), step(theirs, BatchHardMiner()))
 
 
-def fresh_peak(name: str, batch_size: int, size: int, gradient: bool) -> int:
-    """Bytes the first pass needs, in this process: one that has run nothing before keeps no freed memory."""
-    function = matrix(name, batch_size, size, gradient)
-    matrix(name, 4, size, gradient)()  # what the libraries allocate once is not the unit's
-    checkpoint(torch.sin, torch.ones(1), use_reentrant=False)  # imports its own needs at the first call
-    return peak_memory(function)
+def miner_sides(kind: str, *, B: int, D: int, C: int, device: torch.device) -> Sides:
+    torch.manual_seed(0)
+    embeddings, labels = batch(B, D, C, device)
+    ours = HardQuadrupletMiner(PDDMUnit(D).to(device), **KINDS[kind])
+    return Sides(partial(ours, embeddings, labels), partial(BatchHardMiner(), embeddings, labels))
 
 
-def matrices(arguments: argparse.Namespace) -> str:
-    rows = []
-    for batch_size in arguments.batch_sizes:
-        for gradient in (False, True):
-            sizes = (batch_size, arguments.embedding_size, gradient)
-            functions = {name: matrix(name, *sizes) for name in ("ours", "broadcast")}
-            seconds, peak = paired(functions, arguments.repeats), {}
-            for name in functions:
-                with multiprocessing.get_context("spawn").Pool(1) as pool:
-                    peak[name] = pool.apply(fresh_peak, (name, *sizes))
-            rows.append(
-                (
-                    batch_size,
-                    "yes" if gradient else "no",
-                    *(f"{statistics.median(seconds[name]) * 1e3:.1f}" for name in functions),
-                    f"{median_ratio(seconds['broadcast'], seconds['ours']):.1f}",
-                    *(f"{peak[name] / 2**20:.0f}" for name in functions),
-                    f"{peak['broadcast'] / max(1, peak['ours']):.1f}",
-                )
-            )
-    header = ["B", "gradient", "ours, ms", "broadcast, ms", "broadcast / ours", "ours, MiB", "broadcast, MiB"]
-    return table(rows, [*header, "broadcast / ours"])
+def cases(
+    *, batch_sizes: list[int], embedding_size: int, batch_curve: list[int], class_curve: list[int]
+) -> list[Case]:
+    def sizes(B: int) -> dict[str, int]:
+        return {"B": B, "D": embedding_size, "C": B // 4}
 
+    def matrix(gradient: bool, B: int) -> Case:
+        what, make = (
+            f"PDDMUnit.matrix, {'with' if gradient else 'no'} gradient",
+            partial(matrix_sides, gradient),
+        )
+        return Case("losses", what, ALL_PAIRS, make, {"B": B, "D": embedding_size}, peak=True)
 
-def steps(arguments: argparse.Namespace) -> str:
-    names = ("BatchHard", "quadruplet", "8 quadruplets", "triplet")
-    rows = []
-    for batch_size in arguments.batch_sizes:
-        functions = {name: step(name, batch_size, arguments.embedding_size) for name in names}
-        seconds = paired(functions, arguments.repeats)
-        times = (f"{statistics.median(seconds[name]) * 1e3:.1f}" for name in names)
-        ratios = (f"{median_ratio(seconds[name], seconds['BatchHard']):.1f}" for name in names[1:])
-        rows.append((batch_size, *times, *ratios))
-    header = [f"{name}, ms" for name in names] + [f"{name} / BatchHard" for name in names[1:]]
-    return table(rows, ["B", *header])
+    def step(kind: str, B: int) -> Case:
+        what, make = f"PDDMLoss with HardQuadrupletMiner, {kind}", partial(step_sides, kind)
+        return Case("losses", what, HARD_LOSS, make, sizes(B), peak=True)
 
+    def miner(kind: str, B: int) -> Case:
+        what, make = f"HardQuadrupletMiner, {kind}", partial(miner_sides, kind)
+        return Case("miners", what, "PML BatchHardMiner", make, sizes(B))
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 128, 256, 512])
-    parser.add_argument("--embedding-size", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=7)
-    arguments = parser.parse_args()
-    print(machine_line())
-    print(f"\nAll similarities of a batch, D = {arguments.embedding_size}\n")
-    print(matrices(arguments))
-    print("\nMining and loss, forward and backward, four images a class; BatchHard: with TripletMarginLoss\n")
-    print(steps(arguments))
+    found = []
+    for B in batch_sizes:
+        found += [matrix(gradient, B) for gradient in (False, True)]
+        found += [make(kind, B) for make in (step, miner) for kind in KINDS]
+    for make in (step, miner):
+        found += [make("one quadruplet", B).point("B") for B in batch_curve]
+        found += make("one quadruplet", batch_sizes[0]).curve("C", class_curve)
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    alone(__doc__, cases, FULL, QUICK)

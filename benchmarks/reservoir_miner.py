@@ -1,18 +1,59 @@
-"""ReservoirTripletMiner against PML's get_random_triplet_indices, and ReservoirMemory against CrossBatchMemory."""
+"""ReservoirTripletMiner against PML's get_random_triplet_indices and TripletMarginMiner, and the memories,
+ReservoirMemory and CrossBatchMemory, against PML's CrossBatchMemory: time and peak memory of a step.
 
-import argparse
-import statistics
+Batches of B embeddings of C classes, T triplets of the miner's. A memory of 16 images a class is full; of all pairs of
+a batch and the memory, or of at most 65,536 triplets, a step is forward and backward.
+"""
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from _harness import machine_line, median_ratio, paired, peak_memory, table
+from _cases import Case, Sides
+from _tables import alone
 from pytorch_metric_learning import losses
+from pytorch_metric_learning.miners import TripletMarginMiner
 from pytorch_metric_learning.utils.loss_and_miner_utils import get_random_triplet_indices
+from uniform_miner import batch
 
-from dr_plugin.losses import DeepRankingLoss, ReservoirMemory
+from dr_plugin.losses import CrossBatchMemory, DeepRankingLoss, ReservoirMemory
 from dr_plugin.miners import ReservoirTripletMiner
+
+HELD = 16  # images a class
+
+FULL = {
+    "batch_sizes": [512, 2048, 8192],
+    "images_per_class": 4,
+    "per_query": 10,
+    "all_triplets": 256,  # the largest batch that TripletMarginMiner gets
+    "batch_curve": [512, 1024, 2048, 4096],
+    "class_curve": [16, 32, 64, 128],
+    "memory_batch": 128,
+    "memory_classes": 200,
+    "memory_batch_curve": [32, 64, 128, 256],
+    "memory_class_curve": [50, 100, 200, 400],
+    "embedding_size": 128,
+}
+QUICK = {
+    "batch_sizes": [32],
+    "images_per_class": 4,
+    "per_query": 2,
+    "all_triplets": 16,
+    "batch_curve": [16, 32, 64],
+    "class_curve": [2, 4, 8],
+    "memory_batch": 16,
+    "memory_classes": 4,
+    "memory_batch_curve": [8, 16, 32],
+    "memory_class_curve": [2, 4, 6],
+    "embedding_size": 8,
+}
+
+WAYS = {
+    "current embeddings": "ReservoirTripletMiner, current embeddings",
+    "buffers": "ReservoirTripletMiner, current embeddings, buffers of 2",
+    "external": "ReservoirTripletMiner, external relevance, 20% out of class",
+}
 
 
 class Graded:
@@ -31,91 +72,92 @@ class Graded:
         raise NotImplementedError
 
 
-def miner_rows(arguments: argparse.Namespace) -> list[tuple[object, ...]]:
-    rows = []
-    for batch_size in arguments.batch_sizes:
-        labels = torch.arange(batch_size) // arguments.images_per_class
-        labels = labels[torch.randperm(batch_size)]
-        embeddings = torch.randn(batch_size, arguments.embedding_size, device=arguments.device)
-        indices = torch.arange(batch_size)
-        own = ReservoirTripletMiner(triplets_per_query=arguments.triplets_per_query)
-        buffers = ReservoirTripletMiner(2, triplets_per_query=arguments.triplets_per_query)
-        external = ReservoirTripletMiner(None, Graded(), triplets_per_query=arguments.triplets_per_query)
+def miner_sides(way: str, against: str, *, B: int, C: int, T: int, device: torch.device) -> Sides:
+    (embeddings, labels), per_query = batch(B, C, device), T // B
+    indices = torch.arange(B)
+    arguments: dict[str, tuple[Any, ...]] = {
+        "current embeddings": (),
+        "buffers": (2,),
+        "external": (None, Graded()),
+    }
+    miner = ReservoirTripletMiner(*arguments[way], triplets_per_query=per_query)
 
-        def observed(external=external, embeddings=embeddings, labels=labels, indices=indices):
-            external.observe(indices)
-            external(embeddings, labels)
+    def ours() -> None:
+        if way == "external":
+            miner.observe(indices)
+        miner(embeddings, labels)
 
-        pml = partial(get_random_triplet_indices, labels, t_per_anchor=arguments.triplets_per_query)
-        for name, function in (
-            ("current embeddings", partial(own, embeddings, labels)),
-            ("current embeddings, buffers of 2", partial(buffers, embeddings, labels)),
-            ("external, 20% out of class", observed),
-        ):
-            rows.append((batch_size, name, *_against(function, pml, arguments.repeats), _mebibytes(function)))
-    return rows
+    if against == "random":
+        return Sides(ours, partial(get_random_triplet_indices, labels, t_per_anchor=per_query))
+    return Sides(ours, partial(TripletMarginMiner(margin=0.2), embeddings, labels))
 
 
-def memory_rows(arguments: argparse.Namespace) -> list[tuple[object, ...]]:
-    """Forward and backward of one loss, batch 128 against a full memory of 16 images a class."""
-    size, classes, batch_size = arguments.embedding_size, arguments.classes, 128
+def memories(D: int, C: int) -> dict[str, Callable[[], torch.nn.Module]]:
+    """Our memories by name."""
 
-    def batch() -> tuple[torch.Tensor, torch.Tensor]:
-        embeddings = torch.randn(batch_size, size, device=arguments.device, requires_grad=True)
-        return embeddings, torch.randint(classes, (batch_size,), device=arguments.device)
+    def reservoir(loss: type[torch.nn.Module], weigh: str | None) -> Callable[[], torch.nn.Module]:
+        return lambda: ReservoirMemory(loss(), D, HELD, weigh=weigh)
+
+    pairs = losses.ContrastiveLoss
+    return {
+        "CrossBatchMemory, all pairs": lambda: CrossBatchMemory(pairs(), D, memory_size=HELD * C),
+        "ReservoirMemory, all pairs, by relevance": reservoir(pairs, "relevance"),
+        "ReservoirMemory, all pairs, by loss": reservoir(pairs, "loss"),
+        "ReservoirMemory, all pairs, nothing weighed": reservoir(pairs, None),
+        "ReservoirMemory, 65,536 triplets, by relevance": reservoir(DeepRankingLoss, "relevance"),
+    }
+
+
+def memory_sides(name: str, *, B: int, D: int, C: int, device: torch.device) -> Sides:
+    """A step with each full memory."""
+    generator = torch.Generator().manual_seed(0)
+    theirs = losses.CrossBatchMemory(losses.ContrastiveLoss(), D, memory_size=HELD * C).to(device)
+    ours = memories(D, C)[name]().to(device)
 
     def step(memory: torch.nn.Module) -> None:
-        memory(*batch()).backward()
+        embeddings = torch.randn(B, D, generator=generator).to(device).requires_grad_()
+        memory(embeddings, torch.randint(C, (B,), generator=generator).to(device)).backward()
 
-    theirs = losses.CrossBatchMemory(losses.ContrastiveLoss(), size, memory_size=16 * classes)
-    rows = []
-    for name, loss, weigh in (
-        ("all pairs, relevance", losses.ContrastiveLoss(), "relevance"),
-        ("all pairs, loss", losses.ContrastiveLoss(), "loss"),
-        ("all pairs, nothing", losses.ContrastiveLoss(), None),
-        ("65,536 triplets, relevance", DeepRankingLoss(), "relevance"),
-    ):
-        ours = ReservoirMemory(loss, size, 16, weigh=weigh)
-        with torch.no_grad():
-            for _ in range(32 * classes // batch_size):
-                ours(*batch())
-                theirs(*batch())
-        rows.append((name, *_against(partial(step, ours), partial(step, theirs), arguments.repeats)))
-    return rows
+    for _ in range(-(-2 * HELD * C // B)):
+        step(ours)
+        step(theirs)
+    return Sides(partial(step, ours), partial(step, theirs))
 
 
-def _against(ours: Callable[[], object], pml: Callable[[], object], repeats: int) -> tuple[str, str, str]:
-    seconds = paired({"ours": ours, "pml": pml}, repeats=repeats)
-    return (
-        f"{statistics.median(seconds['ours']) * 1e3:.2f}",
-        f"{statistics.median(seconds['pml']) * 1e3:.2f}",
-        f"{median_ratio(seconds['pml'], seconds['ours']):.1f}",
-    )
+def cases(
+    *,
+    batch_sizes: list[int],
+    images_per_class: int,
+    per_query: int,
+    all_triplets: int,
+    batch_curve: list[int],
+    class_curve: list[int],
+    memory_batch: int,
+    memory_classes: int,
+    memory_batch_curve: list[int],
+    memory_class_curve: list[int],
+    embedding_size: int,
+) -> list[Case]:
+    def miner(way: str, against: str, name: str, B: int) -> Case:
+        sizes = {"B": B, "C": B // images_per_class, "T": B * per_query}
+        return Case("miners", WAYS[way], name, partial(miner_sides, way, against), sizes)
 
+    def memory(name: str) -> Case:
+        sizes = {"B": memory_batch, "D": embedding_size, "C": memory_classes}
+        make = partial(memory_sides, name)
+        return Case("losses", name, "PML CrossBatchMemory, all pairs", make, sizes, peak=True)
 
-def _mebibytes(function: Callable[[], object]) -> str:
-    return f"{peak_memory(function) / 2**20:.0f}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[512, 2048, 8192])
-    parser.add_argument("--images-per-class", type=int, default=4, help="images of each class in a batch")
-    parser.add_argument("--triplets-per-query", type=int, default=10)
-    parser.add_argument("--embedding-size", type=int, default=128)
-    parser.add_argument("--classes", type=int, default=200, help="classes of the memory, 16 images each")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=15)
-    arguments = parser.parse_args()
-
-    print(machine_line())
-    print(
-        table(miner_rows(arguments), ["batch", "relevance", "ours, ms", "PML, ms", "PML / ours", "MiB more"])
-    )
-    print()
-    header = ["memory step, weighed by", "ours, ms", "PML's all pairs, ms", "PML / ours"]
-    print(table(memory_rows(arguments), header))
+    random = "PML get_random_triplet_indices"
+    found = [miner(way, "random", random, B) for B in batch_sizes for way in WAYS]
+    every = "PML TripletMarginMiner, all triplets"
+    found += [miner(way, "all", every, all_triplets) for way in ("current embeddings", "external")]
+    for way in WAYS:
+        found += [miner(way, "random", random, B).point("B") for B in batch_curve]
+        found += miner(way, "random", random, batch_sizes[0]).curve("C", class_curve)
+    held = [memory(name) for name in memories(embedding_size, memory_classes)]
+    curves = held[1].curve("B", memory_batch_curve) + held[1].curve("C", memory_class_curve)
+    return found + held + curves
 
 
 if __name__ == "__main__":
-    main()
+    alone(__doc__, cases, FULL, QUICK)

@@ -1,25 +1,59 @@
-"""Relevance-weighted triplets, whole classes at hand, as many as the paper trained on: RelevantTriplets against
-numpy.random.choice(p=) for each draw of each triplet, and against torch.multinomial on the rows of many queries.
-Then epochs of ReservoirTripletSampler over the same relevances, with whole classes and with reservoirs."""
+"""Relevance-weighted triplets, whole classes at hand: RelevantTriplets against numpy.random.choice(p=) for each draw
+of each triplet, and against torch.multinomial on the rows of many queries. Then epochs of ReservoirTripletSampler
+over the same relevances, with whole classes and with reservoirs, against numpy.random.choice and PML's
+MPerClassSampler.
 
-import argparse
-import statistics
+N images in C classes of equal size; a sampler's epoch has as many images as there are, in batches of B. One thread.
+"""
+
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import torch
-from _harness import machine_line, median_ratio, paired, peak_memory, table
+from _cases import Case, Sides
+from _harness import peak_memory, table
+from _tables import alone
+from samplers import m_per_class
 from torch import Tensor
 
 from dr_plugin.samplers import ReservoirTripletSampler
 from dr_plugin.triplets import RANDOM_BITS, ClassLayout, RelevantTriplets
 
 TRIALS = 100
+RATIO = 0.2  # of triplets out of class
+ALL = 24_000_000  # triplets of the paper's training set
+CHOICE, MULTINOMIAL = "numpy choice(p=), one by one", "torch.multinomial on the queries' rows"
+
+FULL = {
+    "classes": 200,
+    "images": 100_000,
+    "triplets": 200_000,
+    "batch_size": 510,
+    "capacity": 100,
+    "image_curve": [12_800, 25_600, 51_200, 102_400],
+    "class_curve_images": 25_600,  # few, as relevances are of all pairs of a class
+    "class_curve": [25, 50, 100, 200],
+}
+QUICK = {
+    "classes": 4,
+    "images": 48,
+    "triplets": 1000,
+    "batch_size": 12,
+    "capacity": 6,
+    "image_curve": [32, 48, 64],
+    "class_curve_images": 36,
+    "class_curve": [2, 3, 4],
+}
 
 
-def relevances(classes: int, images: int, generator: torch.Generator) -> Tensor:
+@lru_cache(maxsize=1)
+def relevances(classes: int, images: int) -> Tensor:
     """(classes, images, images), symmetric in each class, the diagonal 0."""
+    generator = torch.Generator().manual_seed(0)
     r = torch.rand(classes, images, images, generator=generator)
     r += r.transpose(1, 2).clone()
     r.diagonal(dim1=1, dim2=2).zero_()
@@ -91,92 +125,119 @@ class Blocks:
         return self.r[members[0] // self.images]
 
 
-def sampler_rows(r: np.ndarray, batch_size: int, ratio: float) -> list[tuple[str, ...]]:
-    """An epoch of as many images as there are."""
-    relevance, labels = Blocks(r), np.repeat(np.arange(len(r)), r.shape[1])
-    ways = {
+def draw_sides(against: str, *, N: int, C: int, triplets: int, device: torch.device) -> Sides:
+    """Ours gives so many triplets a call; the others, which are slow, a hundredth or a thousandth."""
+    r, generator = relevances(C, N // C), torch.Generator().manual_seed(1)
+    own = whole_classes(C, N // C)
+    ours = partial(own.draw, triplets, random_bits(generator))
+    if against == CHOICE:
+        count = max(1, triplets // 1000)
+        theirs = partial(by_choice, r.numpy(), count, RATIO, np.random.default_rng(0))
+    else:
+        count = max(1, triplets // 100)
+        theirs = partial(by_multinomial, r, count, RATIO, generator)
+    return Sides(ours, theirs, (triplets, count))
+
+
+@lru_cache(maxsize=1)
+def whole_classes(classes: int, images: int) -> RelevantTriplets:
+    labels = torch.arange(classes).repeat_interleave(images)
+    return RelevantTriplets(
+        ClassLayout(labels), relevances(classes, images).flatten(), out_of_class_ratio=RATIO
+    )
+
+
+def random_bits(generator: torch.Generator) -> Callable[[tuple[int, ...]], Tensor]:
+    return lambda shape: torch.randint(1 << RANDOM_BITS, shape, generator=generator)
+
+
+def ways(n: int, capacity: int) -> dict[str, dict[str, Any]]:
+    """How to sample, by name."""
+    return {
         "capacity=None": {},
-        f"capacity={r.shape[1]}": {"capacity": r.shape[1]},
-        "capacity=100": {"capacity": 100},
-        "capacity=100, exact=False": {"capacity": 100, "exact": False},
-        "capacity=100, triplets_per_image=1/3": {"capacity": 100, "triplets_per_image": 1 / 3},
+        "capacity of a class": {"capacity": n},
+        "bounded": {"capacity": capacity},
+        "bounded, exact=False": {"capacity": capacity, "exact": False},
+        "bounded, triplets_per_image=1/3": {"capacity": capacity, "triplets_per_image": 1 / 3},
     }
+
+
+def sampler(way: str, N: int, C: int, B: int, capacity: int) -> ReservoirTripletSampler:
+    n = N // C
+    labels = np.repeat(np.arange(C), n)
+    options = {"batch_size": B, "out_of_class_ratio": RATIO, **ways(n, capacity)[way]}
+    return ReservoirTripletSampler(labels, Blocks(relevances(C, n).numpy()), **options)
+
+
+def sampler_sides(
+    way: str, against: str, *, N: int, C: int, B: int, capacity: int, device: torch.device
+) -> Sides:
+    """An epoch; of numpy's choices, which are slow, two hundred triplets."""
+    ours = sampler(way, N, C, B, capacity)
+    if against == CHOICE:
+        choices = partial(by_choice, relevances(C, N // C).numpy(), 200, RATIO, np.random.default_rng(0))
+        return Sides(partial(list, ours), choices, (len(ours) * B // 3, 200))
+    labels = np.repeat(np.arange(C), N // C)
+    return Sides(partial(list, ours), partial(list, m_per_class(labels, B)))
+
+
+def cases(
+    *,
+    classes: int,
+    images: int,
+    triplets: int,
+    batch_size: int,
+    capacity: int,
+    image_curve: list[int],
+    class_curve_images: int,
+    class_curve: list[int],
+) -> list[Case]:
+    sizes = {"N": images, "C": classes}
+
+    def drawn(against: str) -> Case:
+        what, make = "RelevantTriplets.draw", partial(draw_sides, against)
+        more = {**sizes, "triplets": triplets}
+        return Case("triplets", what, against, make, more, unit="triplet", threads=1)
+
+    def sampled(way: str, against: str, unit: str) -> Case:
+        what, make = f"ReservoirTripletSampler, {way}", partial(sampler_sides, way, against)
+        more = {**sizes, "B": batch_size, "capacity": capacity}
+        return Case("samplers", what, against, make, more, unit=unit, threads=1)
+
+    per_class = "PML MPerClassSampler, m = 3"
+    found = [drawn(CHOICE), drawn(MULTINOMIAL)]
+    found += [sampled(way, per_class, "epoch") for way in ways(images // classes, capacity)]
+    found += [sampled(way, CHOICE, "triplet") for way in ("capacity=None", "bounded")]
+    for growing in (
+        drawn(CHOICE),
+        *(sampled(way, per_class, "epoch") for way in ("capacity=None", "bounded")),
+    ):
+        found += growing.curve("N", image_curve)
+        few = replace(growing, sizes={**growing.sizes, "N": class_curve_images})
+        found += few.curve("C", class_curve)
+    return found
+
+
+def extras(sizes: dict[str, Any]) -> None:
+    """What is no ratio: what building takes, and how exact the samplers' triplets are."""
+    classes, images = sizes["classes"], sizes["images"]
+    shape, seconds = (classes, images // classes), []
+    relevances(*shape)
+    whole_classes.cache_clear()
+    memory = peak_memory(lambda: seconds.extend(_seconds(partial(whole_classes, *shape))))
+    print(f"\nRelevantTriplets built in {seconds[0]:.1f} s ({seconds[1]:.1f} s of the processor), ", end="")
+    print(f"{memory / 2**20:.0f} MiB beside the relevances\n")
     rows = []
-    for name, way in ways.items():
-        arguments = {"batch_size": batch_size, "out_of_class_ratio": ratio} | way
-        sampler = ReservoirTripletSampler(labels, relevance, **arguments)
-        wall, processor = _seconds(lambda sampler=sampler: list(sampler))
-        counters = sampler.counters
+    for way in ways(images // classes, sizes["capacity"]):
+        one = sampler(way, images, classes, sizes["batch_size"], sizes["capacity"])
+        wall, processor = _seconds(partial(list, one))
+        counters = one.counters
         speed = counters["accepted"] / processor
         inexact = f"{counters['inexact'] / counters['accepted']:.0%}"
-        images = f"{counters['distinct_images']:,}"
-        seconds = f"{wall:.2f} ({processor:.2f})"
-        rows.append((name, seconds, f"{speed:,.0f}", f"{24e6 / speed:,.0f} s", inexact, images))
-    return rows
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--triplets", type=int, default=24_000_000)
-    parser.add_argument("--chunk", type=int, default=1_000_000, help="triplets of one call")
-    parser.add_argument("--classes", type=int, default=200)
-    parser.add_argument("--images", type=int, default=500, help="of each class")
-    parser.add_argument("--ratio", type=float, default=0.2, help="of triplets out of class")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, default=510, help="images of the sampler's batches")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
-    classes, images, ratio = arguments.classes, arguments.images, arguments.ratio
-
-    r = relevances(classes, images, generator)
-    labels = torch.arange(classes).repeat_interleave(images)
-    triplets: list[RelevantTriplets] = []
-
-    def build() -> None:
-        triplets[:] = [RelevantTriplets(ClassLayout(labels), r.flatten(), out_of_class_ratio=ratio)]
-
-    def bits(shape: tuple[int, ...]) -> Tensor:
-        return torch.randint(1 << RANDOM_BITS, shape, generator=generator)
-
-    memory = peak_memory(build)
-    build_wall, build_processor = _seconds(build)
-    counts = {"RelevantTriplets": 200_000, "numpy.random.choice": 200, "torch.multinomial": 2_000}
-    seconds = paired(
-        {
-            "RelevantTriplets": lambda: triplets[0].draw(counts["RelevantTriplets"], bits),
-            "numpy.random.choice": lambda: by_choice(r.numpy(), counts["numpy.random.choice"], ratio, rng),
-            "torch.multinomial": lambda: by_multinomial(r, counts["torch.multinomial"], ratio, generator),
-        },
-        repeats=arguments.repeats,
-    )
-    each = {name: [s / counts[name] for s in values] for name, values in seconds.items()}
-    rows = [
-        (
-            name,
-            f"{statistics.median(values) * 1e6:.2f}",
-            f"{median_ratio(values, each['RelevantTriplets']):.0f}",
-        )
-        for name, values in each.items()
-    ]
-
-    def draw_all() -> None:
-        for start in range(0, arguments.triplets, arguments.chunk):
-            triplets[0].draw(min(arguments.chunk, arguments.triplets - start), bits)
-
-    wall, processor = _seconds(draw_all)
-    print(machine_line())
-    print(
-        f"\n{classes} classes x {images} images, {ratio:.0%} out of class; built in {build_wall:.1f} s ",
-        end="",
-    )
-    print(f"({build_processor:.1f} s of the processor, {memory / 2**20:.0f} MiB beside the relevances)")
-    print(f"{arguments.triplets:,} triplets in {wall:.1f} s ({processor:.1f} s of the processor)\n")
-    print(table(rows, ["", "microseconds a triplet", "times ours"]))
-    triplets.clear()
+        seconds_text, all_text = f"{wall:.2f} ({processor:.2f})", f"{ALL / speed:,.0f} s"
+        rows.append((way, seconds_text, f"{speed:,.0f}", all_text, inexact, counters["distinct_images"]))
     header = ["ReservoirTripletSampler", "epoch: s (of the processor)", "triplets a second", "24 million in"]
-    print()
-    print(table(sampler_rows(r.numpy(), arguments.batch_size, ratio), [*header, "inexact", "images used"]))
+    print(table(rows, [*header, "inexact", "images used"]))
 
 
 def _seconds(function: Callable[[], object]) -> tuple[float, float]:
@@ -187,4 +248,5 @@ def _seconds(function: Callable[[], object]) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    extras(alone(__doc__, cases, FULL, QUICK))

@@ -1,27 +1,28 @@
-"""Weighted reservoirs on one core: items a second, draws a second, and peak memory of a long stream.
+"""Weighted reservoirs: items a second of a long stream, against loops and against a choice among all weights; draws.
 
-The stream is 14 million items (the paper's size) of 200 classes in chunks, made beforehand; capacity 100 a class.
+The stream is 14 million items (the paper's size) of C classes in chunks, made beforehand; capacity 100 a class. One
+thread.
 
 - heapq: the loop that users write, Efraimidis & Spirakis' A-Res with a heap a class and the standard library.
 - datasketches: Apache DataSketches' VarOpt sketch (C++; `pip install datasketches`), one a class, the one well-kept
   library on PyPI that samples a weighted stream in bounded memory. It gives weighted sums of least variance, not
   successive sampling, and takes an item a call. Left out where it is not installed.
-- numpy, torch: no streams; they choose one class's sample from all of its weights, which have to be in memory.
+- numpy, torch: no streams; they choose one class's sample from all of its weights, which have to be in memory. A draw
+  by weight is numpy's choice among all weights of the class, which the reservoirs do not hold.
 """
 
-import argparse
 import heapq
 import math
-import os
 import random
-import statistics
 from collections.abc import Callable, Iterator
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from _harness import machine_line, paired, peak_memory, table
+from _cases import Case, Sides
+from _harness import peak_memory
+from _tables import alone
 
 from dr_plugin.reservoirs import ClassReservoirs, WeightedReservoir
 
@@ -29,6 +30,35 @@ try:
     import datasketches
 except ImportError:
     datasketches = None
+
+FULL = {
+    "items": 14_000_000,
+    "loop_items": 1_000_000,  # for what takes one at a time
+    "chunk": 100_000,
+    "classes": 200,
+    "capacity": 100,
+    "draws": 100_000,
+    "loop_draws": 500,  # one at a time
+    "item_curve": [30_000, 100_000, 300_000, 1_000_000],
+    "class_curve": [10, 100, 1000, 10_000],
+    "draw_curve": [1000, 10_000, 100_000],
+    "draw_item_curve": [10_000, 30_000, 100_000],
+    "draw_class_curve": [10, 100, 1000],
+}
+QUICK = {
+    "items": 2_000,
+    "loop_items": 500,
+    "chunk": 100,
+    "classes": 4,
+    "capacity": 10,
+    "draws": 100,
+    "loop_draws": 10,
+    "item_curve": [100, 200, 400],
+    "class_curve": [2, 4, 8],
+    "draw_curve": [50, 100, 200],
+    "draw_item_curve": [100, 200, 400],
+    "draw_class_curve": [2, 4, 8],
+}
 
 Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -47,12 +77,6 @@ def ours(count: int, size: int, classes: int, capacity: int) -> ClassReservoirs:
     for chunk in chunks(count, size, classes):
         reservoirs.extend(*chunk)
     return reservoirs
-
-
-def single(count: int, size: int, capacity: int, method: str) -> None:
-    reservoir = WeightedReservoir(capacity, method=method, seed=0)
-    for items, _, weights in chunks(count, size, 1):
-        reservoir.extend(items, weights)
 
 
 def heapq_loop(count: int, size: int, classes: int, capacity: int) -> None:
@@ -74,87 +98,120 @@ def var_opt(count: int, size: int, classes: int, capacity: int) -> None:
             sketches[label].update(item, weight)
 
 
-def rates(
-    functions: dict[str, tuple[int, Callable[[], object]]], repeats: int
-) -> list[tuple[str, int, str, str]]:
-    """Rows of name, items, million items a second, and the first one's rate over this one's."""
-    seconds = paired({name: function for name, (_, function) in functions.items()}, repeats, warmup=0)
-    rate = {name: functions[name][0] / statistics.median(seconds[name]) for name in functions}
-    first = next(iter(rate.values()))
-    return [
-        (name, functions[name][0], f"{rate[name] / 1e6:.2f}", f"{first / rate[name]:.1f}") for name in rate
-    ]
+LOOPS: dict[str, Callable[[int, int, int, int], None]] = {"a loop with heapq": heapq_loop}
+if datasketches is not None:
+    LOOPS["datasketches VarOpt"] = var_opt
 
 
-def one_class(count: int, capacity: int, repeats: int) -> list[tuple[str, int, str, str]]:
+def stream_sides(
+    loop: str,
+    *,
+    N: int,
+    chunk: int,
+    C: int,
+    capacity: int,
+    device: torch.device,
+    loop_items: int | None = None,
+) -> Sides:
+    """A whole stream; with `loop_items`, the loop takes only so many of them, and an item is the unit."""
+    count, size = N if loop_items is None else loop_items, min(chunk, N)
+    functions = partial(ours, N, size, C, capacity), partial(LOOPS[loop], count, size, C, capacity)
+    return Sides(*functions, (1, 1) if loop_items is None else (N, count))
+
+
+def one_class_sides(method: str, against: str, *, N: int, capacity: int, device: torch.device) -> Sides:
     """One class whose weights are all in memory, which numpy and torch need."""
-    weights = np.random.default_rng(0).random(count) + 1e-3
+    weights = np.random.default_rng(0).random(N) + 1e-3
     tensor, generator = torch.from_numpy(weights), np.random.default_rng(0)
 
-    def reservoir(method: str) -> None:
-        WeightedReservoir(capacity, method=method, seed=0).extend(np.arange(count), weights)
+    def reservoir() -> None:
+        WeightedReservoir(capacity, method=method, seed=0).extend(np.arange(N), weights)
 
-    functions = {
-        "WeightedReservoir a-res": (count, lambda: reservoir("a-res")),
-        "WeightedReservoir a-expj": (count, lambda: reservoir("a-expj")),
-        "numpy choice(replace=False, p=)": (
-            count,
-            lambda: generator.choice(count, capacity, replace=False, p=weights / weights.sum()),
-        ),
-        "torch.multinomial": (count, lambda: torch.multinomial(tensor, capacity)),
-    }
-    return rates(functions, repeats)
+    def choice() -> object:
+        return generator.choice(N, capacity, replace=False, p=weights / weights.sum())
+
+    theirs = choice if against == "numpy" else partial(torch.multinomial, tensor, capacity)
+    return Sides(reservoir, theirs, (N, N))
 
 
-def draws(count: int, reservoirs: ClassReservoirs, repeats: int) -> list[tuple[str, int, str]]:
-    """Draws by weight in each way, and how many of the first call were exact."""
-    labels = np.random.default_rng(1).integers(0, reservoirs.classes, count)
-    exact = reservoirs.draw(labels)[1].mean()
-    functions = {
-        "draw": lambda: reservoirs.draw(labels),
-        "draw_uniform": lambda: reservoirs.draw_uniform(labels),
-    }
-    seconds = paired(functions, repeats)
-    note = {"draw": f"{exact:.1%} of a first call", "draw_uniform": "none"}
-    return [(name, count, f"{statistics.median(seconds[name]) * 1e3:.1f}", note[name]) for name in functions]
+def draw_sides(
+    way: str, *, draws: int, N: int, C: int, capacity: int, device: torch.device, loop_draws: int
+) -> Sides:
+    """Draws from the classes' reservoirs in one call, and one by one from all weights of the class."""
+    labels = np.random.default_rng(1).integers(0, C, draws)
+    reservoirs = ours(N, N, C, capacity)
+    items, classes, weights = next(chunks(N, N, C))
+    members = [(items[classes == label], weights[classes == label]) for label in range(C)]
+    chances = [(held, weight / weight.sum()) for held, weight in members]
+    generator = np.random.default_rng(2)
+
+    def choices() -> None:
+        for label in labels[:loop_draws]:
+            held, chance = chances[label]
+            generator.choice(held, p=chance if way == "draw" else None)
+
+    return Sides(partial(getattr(reservoirs, way), labels), choices, (draws, loop_draws))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def cases(
+    *,
+    items: int,
+    loop_items: int,
+    chunk: int,
+    classes: int,
+    capacity: int,
+    draws: int,
+    loop_draws: int,
+    item_curve: list[int],
+    class_curve: list[int],
+    draw_curve: list[int],
+    draw_item_curve: list[int],
+    draw_class_curve: list[int],
+) -> list[Case]:
+    sizes = {"N": items, "chunk": chunk, "C": classes, "capacity": capacity}
+
+    def case(what: str, against: str, make: Callable[..., Sides], sizes: dict[str, int], unit: str) -> Case:
+        return Case("reservoirs", what, against, make, sizes, unit=unit, threads=1)
+
+    extend = "ClassReservoirs.extend"
+    found = [
+        case(extend, name, partial(stream_sides, name, loop_items=loop_items), sizes, "item")
+        for name in LOOPS
+    ]
+    alone_sizes = {"N": items, "capacity": capacity}
+    choices = {"numpy": "numpy choice(replace=False, p=)", "torch": "torch.multinomial"}
+    for method in ("a-res", "a-expj"):
+        for against, name in choices.items():
+            make = partial(one_class_sides, method, against)
+            found.append(case(f"WeightedReservoir, {method}, one class", name, make, alone_sizes, "item"))
+    drawn = {"draws": draws, "N": chunk, "C": classes, "capacity": capacity}
+    draws_by = [
+        case(f"ClassReservoirs.{way}", name, partial(draw_sides, way, loop_draws=loop_draws), drawn, "draw")
+        for way, name in (
+            ("draw", "numpy choice(p=), one by one"),
+            ("draw_uniform", "numpy choice, one by one"),
+        )
+    ]
+    heap = next(iter(LOOPS))
+    growing = case(extend, heap, partial(stream_sides, heap), {**sizes, "N": item_curve[-1]}, "stream")
+    curves = growing.curve("N", item_curve) + growing.curve("C", class_curve)
+    for along, values in (("draws", draw_curve), ("N", draw_item_curve), ("C", draw_class_curve)):
+        curves += draws_by[0].curve(along, values)
+    return found + draws_by + curves
+
+
+def extras(sizes: dict[str, Any]) -> None:
+    """What is no ratio: the memory of a long stream, and how many draws are exact."""
+    stream = (sizes["chunk"], sizes["classes"], sizes["capacity"])
+    peak = peak_memory(lambda: ours(sizes["items"], *stream))
+    print(
+        f"\nPeak memory of a stream of {sizes['items']:,} items, its chunks included: {peak / 2**20:.1f} MiB"
     )
-    parser.add_argument("--items", type=int, default=14_000_000)
-    parser.add_argument(
-        "--loop-items", type=int, default=1_000_000, help="items for what takes one at a time"
-    )
-    parser.add_argument("--chunk", type=int, default=100_000)
-    parser.add_argument("--classes", type=int, default=200)
-    parser.add_argument("--capacity", type=int, default=100)
-    parser.add_argument("--draws", type=int, default=100_000)
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-
-    stream = (options.chunk, options.classes, options.capacity)
-    functions: dict[str, tuple[int, Callable[[], object]]] = {
-        "ClassReservoirs": (options.items, lambda: ours(options.items, *stream)),
-        "heapq loop": (options.loop_items, lambda: heapq_loop(options.loop_items, *stream)),
-    }
-    if datasketches is not None:
-        functions["datasketches VarOpt"] = (options.loop_items, lambda: var_opt(options.loop_items, *stream))
-    print(machine_line())
-    peak = peak_memory(lambda: ours(options.items, *stream))  # before the rest leaves memory to be used again
-    print(f"\nPeak memory of a stream of {options.items} items, its chunks included: {peak / 2**20:.1f} MiB")
-    print(f"\n{options.classes} classes, capacity {options.capacity}, chunks of {options.chunk}:")
-    header = ["", "items", "million items/s", "first / this"]
-    print(table(rates(functions, options.repeats), header))
-    print("\nOne class, its weights in memory:")
-    print(table(one_class(options.items, options.capacity, options.repeats), header))
-
-    print(f"\nDraws from {options.classes} classes in one call:")
-    reservoirs = ours(options.items, *stream)
-    print(table(draws(options.draws, reservoirs, options.repeats), ["", "draws", "ms", "exact"]))
+    labels = np.random.default_rng(1).integers(0, sizes["classes"], sizes["draws"])
+    exact = ours(sizes["items"], *stream).draw(labels)[1].mean()
+    print(f"Of a first {sizes['draws']:,} draws by weight {exact:.1%} are exact.")
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    extras(alone(__doc__, cases, FULL, QUICK))

@@ -5,25 +5,26 @@
 
 Three things are measured on images that it makes in a temporary folder:
 
+- images per second of the stream against a plain WebDataset pipeline (shuffle buffer of as many images, decoded,
+  batched), both reading the same shards in one process and thread, every image about once;
 - the peak memory that a fresh process adds when it reads a stream of 10 x its byte budget, and then when it trains a
   small network on it; and the same on a tenth of that stream, which shows what the stream's length costs;
-- whether that training learns: precision at 10 on held-out images before and after;
-- images per second of the stream against a plain WebDataset pipeline (shuffle buffer of as many images, decoded,
-  batched), both reading the same shards in one process.
+- whether that training learns: precision at 10 on held-out images before and after.
 """
 
-import argparse
-import json
-import statistics
-import subprocess
-import sys
-import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import webdataset
-from _harness import machine_line, median_ratio, paired, peak_memory, table
+from _cases import Case, Sides
+from _harness import peak_memory, scratch_folder, table
+from _tables import alone
 from pytorch_metric_learning.miners import EmbeddingsAlreadyPackagedAsTriplets
 
 from dr_plugin.datasets import TripletStream, write_shards
@@ -34,17 +35,34 @@ from dr_plugin.metrics import precision_at_k
 from dr_plugin.metrics.knn import nearest
 from dr_plugin.trunks import SmallConvNet
 
-CLASSES = 20
+FULL = {
+    "images": 6000,
+    "classes": 20,
+    "size": 48,
+    "batch_size": 150,
+    "image_curve": [1500, 3000, 6000],
+    "class_curve": [5, 10, 20],
+    "batch_curve": [30, 90, 300],
+}
+QUICK = {
+    "images": 240,
+    "classes": 4,
+    "size": 24,
+    "batch_size": 12,
+    "image_curve": [240, 320, 400],
+    "class_curve": [2, 3, 4],
+    "batch_curve": [6, 12, 24],
+}
 
 
-def make_images(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def make_images(count: int, classes: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, 3, size, size) of stripes under noise, whose direction is the class's; labels (N,)."""
     random = np.random.default_rng(seed)
-    labels = random.integers(0, CLASSES, count)
+    labels = random.integers(0, classes, count)
     rows, columns = np.mgrid[:size, :size] / size
     images = np.empty((count, 3, size, size), np.uint8)
     for index, label in enumerate(labels):
-        turn = np.pi * label / CLASSES
+        turn = np.pi * label / classes
         along = rows * np.sin(turn) + columns * np.cos(turn)
         stripes = np.sin(2 * np.pi * (size / 8 * along + random.random()))
         noise = random.normal(0, 70, (3, size, size))
@@ -70,17 +88,44 @@ class RandomTotals:
         return self._totals[i]
 
 
-def write(folder: Path, count: int, args: argparse.Namespace) -> None:
-    """So many images, as 12 shards."""
-    images, labels = make_images(count, args.size, seed=0)
+class Shards(NamedTuple):
+    """Images written as shards, and what a stream of them needs to know."""
+
+    folder: Path
+    classes: int
+    size: int
+    batch_size: int
+    budget: int
+    held: int
+
+    def stream(self) -> TripletStream:
+        """A stream within the budget."""
+        return TripletStream(self.folder, batch_size=self.batch_size, byte_budget=self.budget, seed=1)
+
+
+@cache
+def written(count: int, classes: int, size: int) -> Path:
+    """So many images as 12 shards."""
+    folder, (images, labels) = scratch_folder(), make_images(count, classes, size, seed=0)
     write_shards(images, labels, folder, relevance=RandomTotals(count), images_per_shard=-(-count // 12))
+    return folder
 
 
-def train(folder: Path, args: argparse.Namespace) -> dict[str, float]:
+def shards(count: int, classes: int, size: int, batch_size: int) -> Shards:
+    """So many images, with a byte budget of a tenth of them."""
+    folder = written(count, classes, size)
+    bytes_ = [len(sample.image) for shard in find_shards(folder) for sample in read_shard(shard)]
+    budget = sum(bytes_) // 10
+    held = max(1, budget // int(np.mean(bytes_) + OVERHEAD))
+    return Shards(folder, classes, size, batch_size, budget, held)
+
+
+def train(long: Shards) -> dict[str, float]:
     """One epoch of the stream alone and two of training; peak memory is what each adds to the process."""
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     trunk = torch.nn.Sequential(SmallConvNet(), torch.nn.LazyLinear(32))
-    images, labels = (torch.from_numpy(array) for array in make_images(1000, args.size, seed=1))
+    images, labels = (torch.from_numpy(array) for array in make_images(1000, long.classes, long.size, seed=1))
     with torch.no_grad():
         trunk(images[:2] / 255)
     optimizer = torch.optim.Adam(trunk.parameters(), lr=1e-3)
@@ -103,10 +148,10 @@ def train(folder: Path, args: argparse.Namespace) -> dict[str, float]:
         _, found = nearest(embeddings, embeddings, 10, exclude_self=True)
         return float(precision_at_k(labels[found], labels, 10))
 
-    alone = _stream(folder, args)
-    peak_alone = peak_memory(lambda: sum(len(classes) for _, classes in alone))
+    reading = long.stream()
+    peak_alone = peak_memory(lambda: sum(len(classes) for _, classes in reading))
     before = precision()
-    stream = _stream(folder, args)
+    stream = long.stream()
 
     def run() -> None:
         for _ in range(2):
@@ -117,93 +162,63 @@ def train(folder: Path, args: argparse.Namespace) -> dict[str, float]:
     return {"alone": peak_alone, "peak": peak, "before": before, "after": precision(), **stream.counters}
 
 
-def _stream(folder: Path, args: argparse.Namespace) -> TripletStream:
-    return TripletStream(folder, batch_size=args.batch_size, byte_budget=args.budget, seed=1)
-
-
-def in_a_fresh_process(folder: Path, args: argparse.Namespace) -> dict[str, float]:
-    """`train`, where nothing was allocated before."""
-    options = [f"--size={args.size}", f"--batch-size={args.batch_size}", f"--budget={args.budget}"]
-    command = [sys.executable, __file__, f"--train={folder}", *options]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-    result: dict[str, float] = json.loads(output)
-    return result
-
-
-def webdataset_pass(folder: Path, args: argparse.Namespace, held: int) -> int:
+def webdataset_pass(long: Shards) -> int:
     """Images that a plain pipeline with a shuffle buffer gives in one pass."""
-    shards = [str(shard) for shard in find_shards(folder)]
     pipeline = (
-        webdataset.WebDataset(shards, shardshuffle=False, empty_check=False)
-        .shuffle(held, initial=held)
+        webdataset.WebDataset(
+            [str(shard) for shard in find_shards(long.folder)], shardshuffle=False, empty_check=False
+        )
+        .shuffle(long.held, initial=long.held)
         .decode("rgb8")
         .to_tuple("png", "cls")
-        .batched(args.batch_size)
+        .batched(long.batch_size)
     )
     return sum(len(labels) for _, labels in pipeline)
 
 
-def compare_speed(folder: Path, args: argparse.Namespace, held: int) -> str:
+def sides(*, N: int, C: int, px: int, B: int, device: torch.device) -> Sides:
     """Both sides read every image about once, and decode as many."""
-    stream = _stream(folder, args)
-    sides = {
-        "TripletStream": lambda: sum(len(labels) for _, labels in stream),
-        f"WebDataset, shuffle buffer of {held} images": lambda: webdataset_pass(folder, args, held),
-    }
-    seconds = paired(sides, repeats=args.repeats, warmup=0)
-    taken = list(seconds.values())
-    rows = []
-    for name, times in seconds.items():
-        rate = args.images / statistics.median(times)
-        rows.append((name, f"{rate:,.0f}", f"{median_ratio(taken[1], times):.2f}"))
-    return table(rows, ["one process, one thread", "images/s", "ratio"])
+    long = shards(N, C, px, B)
+    stream = long.stream()
+    return Sides(lambda: sum(len(labels) for _, labels in stream), lambda: webdataset_pass(long), (N, N))
 
 
-def compare_memory(long: Path, short: Path, args: argparse.Namespace) -> str:
+def cases(
+    *,
+    images: int,
+    classes: int,
+    size: int,
+    batch_size: int,
+    image_curve: list[int],
+    class_curve: list[int],
+    batch_curve: list[int],
+) -> list[Case]:
+    against = "WebDataset, shuffle buffer of as many images"
+    sizes = {"N": images, "C": classes, "px": size, "B": batch_size}
+    stream = Case("data pipeline", "TripletStream", against, sides, sizes, unit="image", threads=1)
+    few = replace(stream, sizes={**sizes, "N": min(image_curve, default=images)})
+    curves = few.curve("C", class_curve) + few.curve("B", batch_curve)
+    return [stream, *stream.curve("N", image_curve), *curves]
+
+
+def extras(sizes: dict[str, Any]) -> None:
+    """Memory and learning, each row in a fresh process, where nothing was allocated before."""
+    count, rest = sizes["images"], (sizes["classes"], sizes["size"], sizes["batch_size"])
+    long = shards(count, *rest)
     rows = []
-    for name, folder in ((f"{args.images} images, 10 x the budget", long), ("a tenth of them", short)):
-        result = in_a_fresh_process(folder, args)
-        rows.append(
-            (
-                name,
-                f"{args.budget / 2**20:.1f}",
-                f"{result['alone'] / 2**20:.1f}",
-                f"{result['peak'] / 2**20:.1f}",
-                f"{result['before']:.3f} -> {result['after']:.3f}",
-                f"{result['inexact'] / result['accepted']:.0%}",
-            )
-        )
+    for name, part in (
+        (f"{count:,} images, 10 x the budget", long),
+        ("a tenth of them", shards(count // 10, *rest)._replace(budget=long.budget)),
+    ):
+        with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+            result = fresh.submit(train, part).result()
+        mebibytes = (f"{number / 2**20:.1f}" for number in (part.budget, result["alone"], result["peak"]))
+        learned = f"{result['before']:.3f} -> {result['after']:.3f}"
+        rows.append((name, *mebibytes, learned, f"{result['inexact'] / result['accepted']:.0%}"))
     memory = ["budget, MiB", "reading adds, MiB", "training adds, MiB"]
-    header = ["stream", *memory, "precision at 10", "inexact"]
-    return table(rows, header)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--images", type=int, default=12_000, help="of the long stream")
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=150)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--budget", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    if args.train is not None:
-        print(json.dumps(train(args.train, args)))
-        return
-    with tempfile.TemporaryDirectory() as root:
-        long, short = Path(root) / "long", Path(root) / "short"
-        write(long, args.images, args)
-        write(short, args.images // 10, args)
-        sizes = [len(sample.image) for shard in find_shards(long) for sample in read_shard(shard)]
-        args.budget = sum(sizes) // 10
-        print(machine_line())
-        print(f"{len(sizes)} images of {args.size} px, {np.mean(sizes):.0f} bytes each; {CLASSES} classes\n")
-        print(compare_memory(long, short, args), "\n")
-        print(compare_speed(long, args, held=args.budget // int(np.mean(sizes) + OVERHEAD)))
+    print("\n" + table(rows, ["stream", *memory, "precision at 10", "inexact"]))
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    extras(alone(__doc__, cases, FULL, QUICK))

@@ -1,51 +1,74 @@
-"""UniformTripletMiner against PML's get_random_triplet_indices: as many triplets of the same batch."""
+"""UniformTripletMiner against PML's get_random_triplet_indices (as many triplets of the same batch), and against
+TripletMarginMiner, which looks at all triplets. Batches of B embeddings of C classes, T triplets of ours.
+"""
 
-import argparse
-import statistics
+from functools import partial
 
 import torch
-from _harness import machine_line, median_ratio, paired, table
+from _cases import Case, Sides
+from _tables import alone
+from pytorch_metric_learning.miners import TripletMarginMiner
 from pytorch_metric_learning.utils.loss_and_miner_utils import get_random_triplet_indices
 
 from dr_plugin.miners import UniformTripletMiner
 
+DIMENSION = 128
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[512, 2048, 8192])
-    parser.add_argument("--images-per-class", type=int, default=4, help="images of each class in a batch")
-    parser.add_argument("--triplets-per-query", type=int, default=10)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=15)
-    arguments = parser.parse_args()
+FULL = {
+    "batch_sizes": [512, 2048, 8192],
+    "images_per_class": 4,
+    "per_query": 10,
+    "all_triplets": 256,  # the largest batch that TripletMarginMiner gets
+    "batch_curve": [512, 1024, 2048, 4096, 8192],
+    "class_curve": [16, 64, 256, 1024],
+}
+QUICK = {
+    "batch_sizes": [32],
+    "images_per_class": 4,
+    "per_query": 2,
+    "all_triplets": 16,
+    "batch_curve": [16, 32, 64],
+    "class_curve": [2, 4, 8],
+}
 
-    rows = []
-    for batch_size in arguments.batch_sizes:
-        labels = torch.arange(batch_size, device=arguments.device) // arguments.images_per_class
-        labels = labels[torch.randperm(batch_size, device=arguments.device)]
-        embeddings = torch.zeros(batch_size, 1, device=arguments.device)
-        miner = UniformTripletMiner(arguments.triplets_per_query)
-        seconds = paired(
-            {
-                "ours": lambda miner=miner, embeddings=embeddings, labels=labels: miner(embeddings, labels),
-                "pml": lambda labels=labels: get_random_triplet_indices(
-                    labels, t_per_anchor=arguments.triplets_per_query
-                ),
-            },
-            repeats=arguments.repeats,
-        )
-        rows.append(
-            (
-                batch_size,
-                batch_size * arguments.triplets_per_query,
-                f"{statistics.median(seconds['ours']) * 1e3:.2f}",
-                f"{statistics.median(seconds['pml']) * 1e3:.2f}",
-                f"{median_ratio(seconds['pml'], seconds['ours']):.1f}",
-            )
-        )
-    print(machine_line())
-    print(table(rows, ["batch", "triplets", "ours, ms", "PML, ms", "PML / ours"]))
+
+def batch(B: int, C: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings (B, 128) and labels (B,) of C classes of equal size, shuffled."""
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(B, DIMENSION, generator=generator)
+    labels = (torch.arange(B) % C)[torch.randperm(B, generator=generator)]
+    return embeddings.to(device), labels.to(device)
+
+
+def sides(against: str, *, B: int, C: int, T: int, device: torch.device) -> Sides:
+    (embeddings, labels), per_query = batch(B, C, device), T // B
+    ours = UniformTripletMiner(per_query)
+    if against == "random":
+        theirs = partial(get_random_triplet_indices, labels, t_per_anchor=per_query)
+    else:
+        theirs = partial(TripletMarginMiner(margin=0.2), embeddings, labels)
+    return Sides(partial(ours, embeddings, labels), theirs)
+
+
+def cases(
+    *,
+    batch_sizes: list[int],
+    images_per_class: int,
+    per_query: int,
+    all_triplets: int,
+    batch_curve: list[int],
+    class_curve: list[int],
+) -> list[Case]:
+    def case(against: str, name: str, B: int) -> Case:
+        sizes = {"B": B, "C": B // images_per_class, "T": B * per_query}
+        return Case("miners", "UniformTripletMiner", name, partial(sides, against), sizes)
+
+    found = [case("random", "PML get_random_triplet_indices", B) for B in batch_sizes]
+    growing = found[-1]
+    found.append(case("all", "PML TripletMarginMiner, all triplets", all_triplets))
+    found += [case("random", growing.against, B).point("B") for B in batch_curve]
+    return found + growing.curve("C", class_curve)
 
 
 if __name__ == "__main__":
-    main()
+    alone(__doc__, cases, FULL, QUICK)

@@ -1,6 +1,7 @@
 """Fixtures that more than one test module shares."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as in a shell's background job, whose children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("any machine", deadline=None)  # a busy machine is no fault of a test's
 settings.load_profile("any machine")

@@ -79,6 +79,7 @@ def test_check_touches_nothing(tmp_path, monkeypatch):
             "did you mean triplets_per_query?",
         ),
         (["quickstart", "--device", "abacus"], "--device: got 'abacus', expected auto"),
+        (["quickstart", "--previous"], "--previous: goes on with an earlier run; expected --resume"),
         (["--resume", "nowhere"], "--resume: nowhere holds no recipe.yaml"),
         (["--resume", "nowhere", "--set", "seed=1"], "expected no --set and no --output"),
     ],
@@ -133,6 +134,28 @@ def test_interrupted_sweep_says_how_to_go_on(tmp_path, short, monkeypatch):
     assert result.stderr == f"interrupted; go on with: dr-run --resume {tmp_path / 'sweep'}\n"
 
 
+def test_damaged_checkpoint_is_one_line_that_says_how_to_go_on(tmp_path, short):
+    """--previous then does, to the same figures; it is for one run, not for a sweep of them."""
+    folder = tmp_path / "run"
+    ran("--output", folder, *short)
+    before = json.loads((folder / "metrics.json").read_text())["val"]
+    last, previous = (folder / "checkpoint" / name for name in ("last.pt", "previous.pt"))
+    previous.write_bytes(last.read_bytes())
+    last.write_bytes(last.read_bytes()[:-1])
+    result = call(run, "--resume", folder, "--device", "cpu")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert f"go on from there with --resume {folder} --previous" in result.stderr
+    result = call(run, "--resume", folder, "--previous", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert json.loads((folder / "metrics.json").read_text())["val"] == before
+    recipe = tmp_path / "sweep" / "recipe.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text(shipped.path("tiny_fig6_cpu").read_text())
+    result = call(run, "--resume", recipe.parent, "--previous")
+    assert result.exit_code == 2
+    assert "is a sweep, expected one run" in result.stderr
+
+
 def test_mistake_in_a_file_names_file_and_line(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
@@ -184,6 +207,27 @@ def test_out_of_memory_is_one_line_that_says_what_to_do(tmp_path, short, monkeyp
     assert result.stderr == (
         f"out of memory ({reason}): start anew with a smaller batch_size or evaluation.batch_size, or free memory; "
         f"go on with: dr-run --resume {tmp_path / 'run'}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (["export", "--to", "model.pt2"], "dr_plugin.evaluation.export.export_run"),
+        (["evaluate", "--on", "Digits"], "dr_plugin.evaluation.model.open_model"),
+        (["search", "--query", "0"], "dr_plugin.evaluation.search.search_run"),
+    ],
+)
+def test_out_of_memory_of_a_finished_runs_model_is_one_line(monkeypatch, words, place):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+    monkeypatch.setattr(place, fail)
+    result = call(main, *words, "run")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "out of memory (CUDA out of memory. Tried to allocate 2 GiB.): take --device cpu, lower evaluation.batch_size "
+        "in the run's recipe.yaml, or free memory\n"
     )
 
 

@@ -4,8 +4,10 @@ import ast
 import importlib
 import re
 import shlex
+import shutil
 import sys
 import types
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -59,6 +61,12 @@ def check(words, namespace):
     given = command.make_context(name, list(arguments)).params  # raises where an option is unknown or missing
     if "recipes" in words:
         succeeds(command, arguments)
+    if (
+        "to" in given
+        and given["run"].is_dir()
+        and (given["to"].suffix != ".onnx" or find_spec("onnxruntime"))
+    ):
+        succeeds(command, arguments)
     if "compare" in words and given["recipes"]:  # not only may each of them be loaded: they can be compared
         placed = [str(ROOT / word) if word.startswith("recipes/") else word for word in arguments]
         succeeds(command, [*placed, "--check"])
@@ -109,6 +117,16 @@ def folder(tmp_path, monkeypatch, make_tiny_imagenet, make_rated_triplets):
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """A run of the quickstart, cut short."""
+    folder = tmp_path_factory.mktemp("docs") / "run"
+    succeeds(
+        run, ["quickstart", "--output", str(folder), "--set", f"data.cache={folder.parent / 'cache'}", *SHORT]
+    )
+    return folder
+
+
 @pytest.fixture
 def module(monkeypatch):
     """The module that a page's code makes up, as its recipes name it."""
@@ -120,7 +138,9 @@ def module(monkeypatch):
 # PML formats the loss with %, which newer torch warns of.
 @pytest.mark.filterwarnings("ignore:Converting a tensor:UserWarning")
 @pytest.mark.parametrize("page", SHOWN, ids=lambda page: str(page.relative_to(ROOT)))
-def test_blocks_of_page_run(page, folder, module):
+def test_blocks_of_page_run(page, folder, module, request):
+    if "dr_plugin.load(" in page.read_text() and page.name != "README.md":
+        shutil.copytree(request.getfixturevalue("finished_run"), folder / "runs" / "quickstart")
     torch.manual_seed(0)
     # The README's Python is run by test_package.py, at a size that a CPU can train.
     document = (READ_ONLY if page.name == "README.md" else BLOCKS).parse(page)
@@ -141,6 +161,17 @@ def test_every_page_is_in_a_table_of_contents():
             names = [line for line in block.splitlines() if line and not line.startswith(":")]
             listed |= {(page.parent / f"{name}.md").resolve() for name in names}
     assert {page.resolve() for page in PAGES} == listed
+
+
+def test_tests_that_pages_name_are_there():
+    known = {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text())}
+    assert len(named) > 20
+    assert named - known == set()
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,15 @@ PUBLIC = {
         "refuse_rated",
         "write_shards",
     ],
-    "losses": ["CrossBatchMemory", "DeepRankingLoss", "LRMLLoss", "PDDMLoss", "PDDMUnit", "ReservoirMemory"],
+    "losses": [
+        "CrossBatchMemory",
+        "DeepRankingLoss",
+        "GatheredLoss",
+        "LRMLLoss",
+        "PDDMLoss",
+        "PDDMUnit",
+        "ReservoirMemory",
+    ],
     "metrics": [
         "ApproximateKNN",
         "ExactKNN",
@@ -83,8 +91,20 @@ PUBLIC = {
         "Wavelet",
     ],
     "reservoirs": ["ClassReservoirs", "WeightedReservoir"],
-    "samplers": ["OfflineTripletSampler", "ReservoirTripletSampler", "UniformTripletSampler"],
-    "trunks": ["ConvNetEmbedding", "DeepRankingTrunk", "SmallConvNet", "SmallResNet", "load_weights"],
+    "samplers": [
+        "DistributedBatchSampler",
+        "OfflineTripletSampler",
+        "ReservoirTripletSampler",
+        "UniformTripletSampler",
+    ],
+    "trunks": [
+        "ConvNetEmbedding",
+        "DeepRankingTrunk",
+        "NormalizedTrunk",
+        "SmallConvNet",
+        "SmallResNet",
+        "load_weights",
+    ],
 }
 
 

@@ -6,6 +6,7 @@ from dr_plugin import __version__
 
 from .comparing import compare
 from .evaluating import evaluate
+from .exporting import export
 from .recipes import recipes
 from .reporters import PlainReporter, TerminalReporter
 from .running import run
@@ -20,5 +21,5 @@ def main() -> None:
     """Deep Ranking on pytorch-metric-learning."""
 
 
-for command in (run, recipes, compare, evaluate, search):
+for command in (run, recipes, compare, evaluate, search, export):
     main.add_command(command)

@@ -1,5 +1,6 @@
 """How a mistake or a failure ends: in lines without a traceback, and a status."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -8,17 +9,21 @@ from rich.markup import escape
 
 errors = Console(stderr=True)
 
+_WITH_A_RUN = "take --device cpu, lower evaluation.batch_size in the run's recipe.yaml"
+
 
 def _fail(error: BaseException, status: int) -> None:
-    """Print an error as red lines, no traceback, and exit."""
+    """Print an error as red lines, no traceback, and exit; one of several processes says which one it is."""
+    where = f"rank {os.environ.get('RANK')}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
     for line in str(error).splitlines() or [type(error).__name__]:
-        errors.print(f"[red]{escape(line)}[/red]", soft_wrap=True, highlight=False)
+        errors.print(f"[red]{escape(where + line)}[/red]", soft_wrap=True, highlight=False)
     sys.exit(status)
 
 
 def guarded(action: Callable[[], None]) -> None:
     """Run an action; a mistake of the user's ends in one line and status 2, a failure of the run in status 1."""
     try:
+        from dr_plugin.experiments.memory import out_of_memory
         from dr_plugin.experiments.recipe import RecipeError
         from dr_plugin.experiments.trainer import TrainingError
 
@@ -29,11 +34,9 @@ def guarded(action: Callable[[], None]) -> None:
         _fail(error, 2)
     except (ValueError, OSError, TrainingError) as error:
         _fail(error, 1)
+    except (RuntimeError, MemoryError) as error:
+        if (text := out_of_memory(error, _WITH_A_RUN)) is None:
+            raise
+        _fail(TrainingError(text), 1)
     except KeyboardInterrupt as interrupt:
         _fail(interrupt, 130)
-
-
-def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Whether memory ran out, which PyTorch says in the text alone where it was not a GPU's."""
-    told = ("out of memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or any(text in str(error) for text in told)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import IO
 
+from dr_plugin.atomic import settle
+
 # What the readers raise on damaged archives, and the system on names and disks that do not work out.
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -60,6 +62,7 @@ def unpack(archive: Path, root: Path, folder: str, *, progress: Progress | None 
                 shutil.rmtree(staging)
             _write(members, staging, f"unpack {archive.name}", progress)
         os.replace(staging / folder, root / folder)
+        settle(root)
     except DownloadError:
         raise
     except _DAMAGE as error:

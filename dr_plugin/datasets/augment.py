@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dr_plugin.checks import check_flag, check_per_channel, check_whole, check_wholes, shown
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_TRIALS = 10  # torchvision's RandomResizedCrop gives up after as many
@@ -30,6 +32,14 @@ class Boxes(NamedTuple):
     width: Tensor
 
 
+class _Part(NamedTuple):
+    """Which images of a batch are at hand."""
+
+    start: int
+    stop: int
+    total: int
+
+
 class BatchAugment:
     """Turns a uint8 batch into the network's input; every image of the batch gets its own random parameters.
 
@@ -40,7 +50,8 @@ class BatchAugment:
       -pixel_shift..pixel_shift on each axis. The paper does not say what fills the uncovered border: here the
       image's edge pixels are repeated.
     - Parameters are drawn on the CPU from the generator that is passed in, and nowhere else: a batch is
-      augmented alike on every device.
+      augmented alike on every device. Processes that share a batch draw for the whole of it (`part_of`): it is
+      augmented alike however many they are.
     - An image that is not square is stretched to the square (PackedImages crops where it is given a size).
     - An empty batch gives an empty batch.
 
@@ -79,63 +90,83 @@ class BatchAugment:
         std: Sequence[float] = IMAGENET_STD,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        if image_size < 1:
-            raise ValueError(f"image_size: got {image_size}, expected at least 1")
-        if not 0 <= pixel_shift < image_size:
-            raise ValueError(
-                f"pixel_shift: got {pixel_shift}, expected 0 <= pixel_shift < image_size = {image_size}"
-            )
-        self.image_size = image_size
-        self.pixel_shift = pixel_shift
-        self.horizontal_flip = horizontal_flip
+        self.image_size = check_whole("image_size", image_size, minimum=1, below=2**31)
+        self.pixel_shift = check_whole("pixel_shift", pixel_shift, minimum=0, below=self.image_size)
+        self.horizontal_flip = check_flag("horizontal_flip", horizontal_flip)
+        if not isinstance(memory_format, torch.memory_format):
+            raise ValueError(f"memory_format: got {shown(memory_format)}, expected a torch.memory_format")
         self.crop = None if random_resized_crop is None else _crop_ranges(random_resized_crop)
         self.memory_format = memory_format
-        self.mean, self.std = _three("mean", mean), _three("std", std)
+        self.mean, self.std = check_per_channel("mean", mean), check_per_channel("std", std)
         if min(self.std) <= 0:
             raise ValueError(f"std: got {self.std}, expected positive numbers")
         self._constants: dict[torch.device, Tensor] = {}  # device -> (scale, bias)
 
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None, *, training: bool) -> Tensor:
-        """The batch augmented (training) or only resized (not), and normalised."""
+    def __call__(
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        training: bool,
+        part_of: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """The batch augmented (training) or only resized (not), and normalised.
+
+        ``part_of`` = (start, total) says that the images are those from ``start`` on of a batch of ``total``.
+        """
         _check_images(images)
+        place = [0, len(images)] if part_of is None else check_wholes("part_of", part_of, minimum=0)
+        if len(place) != 2:
+            raise ValueError(f"part_of: got {part_of}, expected where the images start, and the total")
+        start, total = place
+        if not 0 <= start <= start + len(images) <= total:
+            raise ValueError(
+                f"part_of: got ({start}, {total}) for {len(images)} images, expected that they lie within the total"
+            )
         random = training and (self.pixel_shift > 0 or self.horizontal_flip or self.crop is not None)
         if random and (generator is None or generator.device.type != "cpu"):
             got = "None" if generator is None else f"one on {generator.device}"
             raise ValueError(f"generator: got {got}, expected a torch.Generator on the CPU to draw from")
         with torch.no_grad():
-            images = self._sized(images, generator if random else None)
+            part = _Part(start, start + len(images), total)
+            images = self._sized(images, part, generator if random else None)
             if random and (self.pixel_shift > 0 or self.horizontal_flip):
-                images = self._shifted(images, generator)
+                images = self._shifted(images, part, generator)
             return self._normalized(images)
 
-    def _sized(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _sized(self, images: Tensor, part: _Part, generator: torch.Generator | None) -> Tensor:
         """The batch as (B, 3, S, S), cropped at random with a generator; still uint8 if it had that size."""
         size = self.image_size
         if generator is not None and self.crop is not None:
             height, width = images.shape[2:]
-            boxes = random_boxes(len(images), height, width, self.crop, generator)
-            return crop_resize(images, boxes, size)
+            boxes = random_boxes(part.total, height, width, self.crop, generator)
+            return crop_resize(images, Boxes(*(one[part.start : part.stop] for one in boxes)), size)
         if images.shape[2:] == (size, size):
             return images
         return functional.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
 
-    def _shifted(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _shifted(self, images: Tensor, part: _Part, generator: torch.Generator | None) -> Tensor:
         shift = self.pixel_shift
-        offsets = torch.randint(-shift, shift + 1, (2, len(images)), generator=generator)
-        flips = torch.zeros(len(images), dtype=torch.bool)
+        offsets = torch.randint(-shift, shift + 1, (2, part.total), generator=generator)
+        flips = torch.zeros(part.total, dtype=torch.bool)
         if self.horizontal_flip:
-            flips = torch.rand(len(images), generator=generator) < 0.5
-        return shift_flip(images, offsets[0], offsets[1], flips)
+            flips = torch.rand(part.total, generator=generator) < 0.5
+        own = slice(part.start, part.stop)
+        return shift_flip(images, offsets[0, own], offsets[1, own], flips[own])
 
     def _normalized(self, images: Tensor) -> Tensor:
         device = images.device
         if device not in self._constants:  # kept, because a copy at each batch would wait for a GPU
-            mean, std = torch.tensor([self.mean, self.std], dtype=torch.float64)
-            constants = torch.stack((1 / (255 * std), -mean / std)).float()
-            self._constants[device] = constants.view(2, 3, 1, 1).to(device)
+            self._constants[device] = normalization(self.mean, self.std).to(device)
         scale, bias = self._constants[device]
         # In place: the float32 batch is ours. The layout comes last because arithmetic is faster before.
         return images.float().mul_(scale).add_(bias).contiguous(memory_format=self.memory_format)
+
+
+def normalization(mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Scale and bias (2, 3, 1, 1) float32: of pixels x in 0..255, x scale + bias is (x / 255 - mean) / std."""
+    means, deviations = torch.tensor([list(mean), list(std)], dtype=torch.float64)
+    return torch.stack((1 / (255 * deviations), -means / deviations)).float().view(2, 3, 1, 1)
 
 
 def shift_flip(images: Tensor, down: Tensor, right: Tensor, flips: Tensor) -> Tensor:
@@ -216,21 +247,23 @@ def _resize_weights(start: Tensor, length: Tensor, source: int, size: int) -> Te
 
 
 def _crop_ranges(ranges: Mapping[str, Sequence[float]]) -> CropRanges:
+    if not isinstance(ranges, Mapping):
+        raise ValueError(
+            f"random_resized_crop: got {shown(ranges)}, expected None, or scale and ratio by name"
+        )
     if unknown := sorted(set(ranges) - set(CropRanges._fields)):
         raise ValueError(f"random_resized_crop: got {unknown}, expected the keys scale and ratio")
     for name, values in ranges.items():
         limit = 1.0 if name == "scale" else sys.float_info.max
-        if len(values) != 2 or not 0 < values[0] <= values[1] <= limit:
+        if (
+            not isinstance(values, list | tuple)
+            or len(values) != 2
+            or not 0 < values[0] <= values[1] <= limit
+        ):
             most = " <= 1" if name == "scale" else ""
             expected = f"[low, high] with 0 < low <= high{most}"
-            raise ValueError(f"random_resized_crop {name}: got {list(values)}, expected {expected}")
+            raise ValueError(f"random_resized_crop {name}: got {shown(values)}, expected {expected}")
     return CropRanges(**{name: (float(low), float(high)) for name, (low, high) in ranges.items()})
-
-
-def _three(name: str, values: Sequence[float]) -> tuple[float, float, float]:
-    if len(values) != 3 or not all(math.isfinite(value) for value in values):
-        raise ValueError(f"{name}: got {list(values)}, expected three finite numbers, one per channel")
-    return float(values[0]), float(values[1]), float(values[2])
 
 
 def _check_images(images: Tensor) -> None:

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 from pytorch_metric_learning.datasets.base_dataset import BaseDataset
+
+from dr_plugin.checks import check_path, shown
 
 Transform = Callable[[Any], Any]
 
@@ -39,16 +40,16 @@ class LabelledImages(BaseDataset):
         target_transform: Transform | None = None,
     ) -> None:
         self.check_split(split)
-        root = Path(root).expanduser()
+        root = check_path("root", root).expanduser()
         if not root.is_dir():
             raise ValueError(f"{type(self).__name__}: got root={str(root)!r}, expected an existing folder")
         super().__init__(root, split, transform, target_transform, download=False)
 
     def check_split(self, split: str) -> None:
         """Raise ``ValueError`` unless ``split`` is one of ``get_available_splits()``."""
-        if split not in self.get_available_splits():
+        if not isinstance(split, str) or split not in self.get_available_splits():
             expected = " or ".join(repr(name) for name in self.get_available_splits())
-            raise ValueError(f"{type(self).__name__}: got split={split!r}, expected {expected}")
+            raise ValueError(f"{type(self).__name__}: got split={shown(split)}, expected {expected}")
 
     def get_available_splits(self) -> list[str]:
         """Return the splits that this data set has."""
@@ -81,13 +82,14 @@ def open_rgb(path: str) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(
-                    f"{path}: got {image.mode!r} pixels, expected 8 bits a channel: convert the file first"
-                )
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except OSError as error:
-        raise OSError(f"cannot read image {path}: {error}") from error
+            mode = image.mode
+            if not mode.startswith(("I", "F")):
+                return ImageOps.exif_transpose(image).convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged bytes raise SyntaxError, struct.error, zlib.error and others, too
+        raise OSError(f"cannot read image {path}: {str(error) or type(error).__name__}") from error
+    raise ValueError(f"{path}: got {mode!r} pixels, expected 8 bits a channel: convert the file first")
 
 
 def first_few(names: Sequence[str], limit: int = 3) -> str:

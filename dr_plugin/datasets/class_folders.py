@@ -6,6 +6,8 @@ from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
+from dr_plugin.checks import as_number, shown
+
 from .base import LabelledImages, Transform, first_few
 
 
@@ -46,9 +48,9 @@ class ClassFolders(LabelledImages):
         val_fraction: float = 0.1,
         seed: int = 0,
     ) -> None:
-        if not 0 < val_fraction < 1:
+        if not 0 < as_number(val_fraction) < 1:
             raise ValueError(
-                f"ClassFolders: got val_fraction={val_fraction}, expected a number between 0 and 1"
+                f"ClassFolders: got val_fraction={shown(val_fraction)}, expected a number between 0 and 1"
             )
         self.val_fraction = val_fraction
         self.seed = seed

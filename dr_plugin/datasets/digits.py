@@ -7,6 +7,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from dr_plugin.checks import as_number, check_whole, shown
+
 from .base import LabelledImages, Transform
 
 
@@ -37,10 +39,12 @@ class Digits(LabelledImages):
         val_fraction: float = 0.2,
         seed: int = 0,
     ) -> None:
-        if not 0 < val_fraction < 1:
-            raise ValueError(f"Digits: got val_fraction={val_fraction}, expected a number between 0 and 1")
-        self.val_fraction = val_fraction
-        self.seed = seed
+        if not 0 < as_number(val_fraction) < 1:
+            raise ValueError(
+                f"Digits: got val_fraction={shown(val_fraction)}, expected a number between 0 and 1"
+            )
+        self.val_fraction = float(val_fraction)
+        self.seed = check_whole("seed", seed, minimum=0, below=2**32)
         super().__init__(str(files("sklearn.datasets") / "data"), split, transform, target_transform)
 
     def generate_split(self) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from filelock import FileLock
 from tqdm import tqdm  # type: ignore[import-untyped]
+
+from dr_plugin.atomic import locked, settle
 
 from .archive import DownloadError, Progress, check_space, unpack
 
@@ -64,8 +65,7 @@ def fetch_archive(
     if _filled(target):
         return
     archive = root / url.rpartition("/")[2]
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f".{archive.name}.lock"):
+    with locked(root, f".{archive.name}.lock"):
         if _filled(target):
             return
         downloaded = download(
@@ -128,6 +128,7 @@ def download(
         problem = _problem(part, size, sha256)
         if not problem:
             os.replace(part, path)
+            settle(path.parent)
             return True
         part.unlink()
         reason = f"it is not the file expected ({problem})"

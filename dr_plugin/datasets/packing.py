@@ -1,18 +1,16 @@
-"""How a data set becomes a pack on disk: its fingerprint, its decoding, and the two files.
+"""How a data set becomes a pack on disk: its fingerprint, its decoding, and the writing of its two files."""
 
-A pack is a folder with the array, `images-<fingerprint>.npy`, and `meta.json`, which is written last and
-makes it count. The array's name ties the two together: no meta.json is read with another build's images.
-"""
-
+import base64
 import hashlib
 import json
 import operator
 import os
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol, TypedDict
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +19,14 @@ from torch import Tensor
 from torchvision.transforms import functional
 
 from dr_plugin.atomic import replacing, write_json
+from dr_plugin.checks import as_indices, check_length, check_whole_or_none
+
+from .pack_files import FORMAT, Meta, checksum, images_file
 
 Progress = Callable[[str, int, int | None], None]
 Indices = Tensor | npt.NDArray[Any] | Sequence[int]
 Pixels = npt.NDArray[np.uint8]
 
-_FORMAT = 2  # part of the fingerprint: to be raised when the files or the way that pixels are made change
 _CHUNK = 16  # images that one task of the thread pool decodes
 _HASHED_ITEMS = 4096  # how many items a fingerprint reads at most where there are no files to look at
 _NAMED = 10  # how many undecodable images an error names
@@ -46,17 +46,6 @@ class ImageSource(Protocol):
         """Image and label."""
 
 
-class Meta(TypedDict):
-    """What meta.json holds."""
-
-    format: int
-    fingerprint: str
-    bytes: int  # of the array's file: a truncated one is not taken for whole
-    labels: list[int]
-    class_names: list[str]
-    class_ids: list[str]
-
-
 class Source(NamedTuple):
     """The items to pack, and how; `paths` and `labels` are those of the whole data set."""
 
@@ -71,12 +60,11 @@ class Source(NamedTuple):
     @classmethod
     def of(cls, dataset: ImageSource, indices: Indices | None, size: int | None) -> "Source":
         """Collect and check what the data set says of itself; nothing is decoded."""
-        count = len(dataset)
+        count = check_length("dataset", dataset, "images and labels that are taken by index")
         chosen = np.arange(count) if indices is None else checked_indices(indices, count)
         if len(chosen) == 0:
             raise ValueError("got no images to pack, expected at least one")
-        if size is not None and size < 1:
-            raise ValueError(f"size: got {size}, expected None or at least 1")
+        size = check_whole_or_none("size", size, minimum=1, below=2**31)
         paths = getattr(dataset, "paths", None)
         if paths is None and (samples := getattr(dataset, "samples", None)) is not None:
             paths = [sample[0] for sample in samples]
@@ -98,7 +86,7 @@ class Source(NamedTuple):
         """A hash that changes when what would be packed changes."""
         kind = type(self.dataset)
         transforms = [repr(getattr(self.dataset, name, None)) for name in ("transform", "target_transform")]
-        about = [_FORMAT, kind.__module__, kind.__qualname__, len(self.dataset), self.size, transforms]
+        about = [FORMAT, kind.__module__, kind.__qualname__, len(self.dataset), self.size, transforms]
         digest = hashlib.sha256(json.dumps([*about, self.class_names, self.class_ids]).encode())
         digest.update(self.indices.tobytes())
         if self.labels is not None:
@@ -120,6 +108,7 @@ class Source(NamedTuple):
 
     def decode(self, index: int) -> tuple[Pixels, int]:
         """The pixels (3, H, W) and the label of one item."""
+        image: Any = None
         try:
             image, label = self.dataset[index]
             label = operator.index(label)
@@ -127,6 +116,8 @@ class Source(NamedTuple):
                 raise ValueError(f"got label {label}, expected 0 to the number of class names - 1")
             return pixels_of(image, self.size), label
         except Exception as error:  # whatever a data set raises, the file that it raises for has to be named
+            if isinstance(image, Image.Image):
+                image.close()  # PML's data sets leave files open, and the error would keep them so
             name = self.name(index)
             raise ValueError(str(error) if name in str(error) else f"{name}: {error}") from error
 
@@ -165,30 +156,35 @@ def write_pack(
     source: Source, folder: Path, fingerprint: str, progress: Progress | None, workers: int
 ) -> None:
     """Make the folder hold this source's pack and no other; the caller holds the folder's lock."""
-    images = _images_file(folder, fingerprint)
+    images = images_file(folder, fingerprint)
     with replacing(images) as file:
-        labels = _write_images(file, source, progress, workers)
+        labels, checksums, shape = _write_images(file, source, progress, workers)
     class_names = source.class_names or source.class_ids or [str(label) for label in range(max(labels) + 1)]
     meta = Meta(
-        format=_FORMAT,
+        format=FORMAT,
         fingerprint=fingerprint,
         bytes=images.stat().st_size,
+        shape=shape,
+        checksums=base64.b64encode(np.array(checksums, "<u4").tobytes()).decode(),
         labels=labels,
         class_names=class_names,
         class_ids=source.class_ids or class_names,
     )
-    write_json(folder / "meta.json", meta)
+    write_json(folder / "meta.json", {**meta, "crc32": checksum(meta)})
     for path in folder.glob("images-*"):  # an older pack, or what a killed build left
         if path != images:
             path.unlink()
 
 
-def _write_images(file: IO[bytes], source: Source, progress: Progress | None, workers: int) -> list[int]:
-    """Write the .npy file and return the labels.
+def _write_images(
+    file: IO[bytes], source: Source, progress: Progress | None, workers: int
+) -> tuple[list[int], list[int], list[int]]:
+    """Write the .npy file and return the labels, the images' checksums and the array's shape.
 
     By plain sequential writes, not through a map: a full disk is then an OSError and not a SIGBUS.
     """
     labels: list[int] = []
+    checksums: list[int] = []
     failures: list[ValueError] = []
     count = len(source.indices)
     shape: tuple[int, ...] = ()
@@ -204,8 +200,9 @@ def _write_images(file: IO[bytes], source: Source, progress: Progress | None, wo
             if pixels.shape != shape:
                 name = source.name(source.indices.item(done - 1))
                 raise ValueError(_other_size(name, pixels.shape, shape))
-            file.write(pixels.tobytes())
+            file.write(content := pixels.tobytes())
             labels.append(label)
+            checksums.append(zlib.crc32(content))
         if progress is not None and (done % _CHUNK == 0 or done == count):
             progress("packing images", done, count)
     if failures:
@@ -213,47 +210,13 @@ def _write_images(file: IO[bytes], source: Source, progress: Progress | None, wo
         more = f"; and {len(failures) - _NAMED} more" if len(failures) > _NAMED else ""
         message = f"{len(failures)} of {count} images cannot be packed: {named}{more}"
         raise ValueError(message) from failures[0]
-    return labels
-
-
-def read_pack(folder: Path) -> Meta:
-    """What meta.json says; ValueError unless it and the array that it names are one whole pack."""
-    try:
-        meta: Meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        found = _images_file(folder, meta["fingerprint"]).stat().st_size
-        whole = meta["format"] == _FORMAT and meta["bytes"] == found
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder}: got no whole pack ({error}): make one with PackedImages.build"
-        ) from error
-    if not whole:
-        raise ValueError(f"{folder}: got a pack that is truncated or of another format: build it again")
-    return meta
-
-
-def map_images(folder: Path, fingerprint: str) -> Pixels:
-    """The read-only memory map of the array (N, 3, H, W)."""
-    images: Pixels = np.load(_images_file(folder, fingerprint), mmap_mode="r", allow_pickle=False)
-    return images.view(np.ndarray)
+    return labels, checksums, [count, *shape]
 
 
 def checked_indices(indices: Indices, count: int) -> npt.NDArray[np.int64]:
     """The indices as (B,) int64, all of them in 0..count-1."""
-    chosen = indices.cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)
-    if chosen.size == 0:
-        chosen = chosen.astype(np.int64)  # an empty list has no integer type
-    if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
-        raise ValueError(
-            f"indices: got {chosen.dtype} of shape {chosen.shape}, expected integers of shape (B,)"
-        )
-    outside = (chosen < 0) | (chosen >= count)
-    if outside.any():
-        raise IndexError(f"indices: got {chosen[outside][0]}, expected 0 to {count - 1}")
-    return chosen.astype(np.int64)
-
-
-def _images_file(folder: Path, fingerprint: str) -> Path:
-    return folder / f"images-{fingerprint[:16]}.npy"
+    # A copy: torch warns of arrays that are only read.
+    return as_indices("indices", indices.cpu() if isinstance(indices, Tensor) else indices, count).copy()
 
 
 def pixels_of(image: Any, size: int | None) -> Pixels:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dr_plugin.atomic import replacing
+from dr_plugin.checks import as_array, check_whole_or_none, shown
 
 from .base import open_rgb
 from .packing import rgb_image
@@ -75,6 +76,12 @@ def rated_triplets(
         array([], dtype=int64)
     """
     array = _checked(triplets)
+    workers = check_whole_or_none("workers", workers, minimum=1)
+    listed = isinstance(images, Sequence) and not isinstance(images, str | bytes)
+    if not callable(images) and not (listed and array.max(initial=-1) < len(images)):
+        raise ValueError(
+            f"images: got {shown(images)}, expected a function, or the paths of all images that triplets name"
+        )
     if len(array) == 0:
         return np.empty(0, dtype=np.int64)
     distinct, places = np.unique(array, return_inverse=True)
@@ -226,7 +233,7 @@ def _opened(paths: Sequence[str | os.PathLike[str]]) -> Callable[[int], Image.Im
 
 
 def _checked(triplets: Triplets) -> npt.NDArray[np.int64]:
-    array = triplets.cpu().numpy() if isinstance(triplets, Tensor) else np.asarray(triplets)
+    array = as_array("triplets", triplets.cpu() if isinstance(triplets, Tensor) else triplets)
     if array.size == 0:
         return np.empty((0, 3), dtype=np.int64)
     if array.ndim != 2 or array.shape[1] != 3 or array.dtype.kind not in "iu" or array.min() < 0:

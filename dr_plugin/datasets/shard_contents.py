@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
+from dr_plugin.checks import as_array
 from dr_plugin.triplets import as_relevance
 
 from .shard_reader import IMAGE_SUFFIXES
@@ -47,7 +48,7 @@ class Contents(NamedTuple):
         paths, batch, count = _images(images)
         if count == 0:
             raise ValueError("images: got none, expected at least one")
-        classes = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+        classes = as_array("labels", labels.cpu() if isinstance(labels, Tensor) else labels)
         if classes.shape != (count,) or classes.dtype.kind not in "iu":
             raise ValueError(
                 f"labels: got {classes.dtype} {classes.shape}, expected one integer for each of {count} images"
@@ -124,8 +125,8 @@ def _images(images: Any) -> tuple[list[Path] | None, Callable[[Indices], tuple[A
         return [Path(path) for path in paths], None, len(paths)
     if hasattr(images, "batch"):
         return None, images.batch, len(images)
-    array = images.cpu().numpy() if isinstance(images, Tensor) else np.asanyarray(images)
-    if array.ndim != 4 or array.shape[1] != 3 or array.dtype != np.uint8:
+    array = as_array("images", images.cpu() if isinstance(images, Tensor) else images)
+    if array.ndim != 4 or array.shape[1] != 3 or array.dtype != np.uint8 or 0 in array.shape[2:]:
         raise ValueError(
             f"images: got {array.dtype} {array.shape}, expected uint8 (N, 3, H, W), a PackedImages, or image files"
         )
@@ -151,7 +152,7 @@ def _totals(relevance: object, classes: Indices) -> npt.NDArray[np.float64] | No
 def _features(features: Any, count: int) -> npt.NDArray[Any] | None:
     if features is None:
         return None
-    rows: npt.NDArray[Any] = np.asanyarray(features)
+    rows = as_array("features", features)
     if rows.ndim != 2 or len(rows) != count or rows.dtype.kind not in "fiu":
         raise ValueError(f"features: got {rows.dtype} {rows.shape}, expected numbers of shape ({count}, F)")
     for start in range(0, count, _CHUNK):

@@ -9,7 +9,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -48,7 +48,7 @@ class Sample(NamedTuple):
     """One image of a stream, encoded."""
 
     name: str  # what an error calls it
-    image: bytes
+    image: Any  # bytes; of a sample that another process has read, only how many (`shared_samples.Elsewhere`)
     label: int
     relevance: float | None
     feature: npt.NDArray[Any] | None
@@ -59,7 +59,13 @@ class BadSample(ValueError):
 
     def __init__(self, name: str, reason: object) -> None:
         super().__init__(f"{name}: {reason}")
-        self.name = name
+        self.name, self._reason = name, str(reason)
+
+    def __reduce__(self) -> tuple[type["BadSample"], tuple[str, str]]:
+        return BadSample, (self.name, self._reason)
+
+
+Samples = Callable[[], Iterator[Sample | BadSample]]  # one pass over a stream
 
 
 def find_shards(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:

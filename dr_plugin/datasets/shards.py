@@ -10,7 +10,8 @@ import numpy.typing as npt
 from torch import Tensor
 from webdataset import TarWriter
 
-from dr_plugin.atomic import replacing, write_json
+from dr_plugin.atomic import locked, replacing, write_json
+from dr_plugin.checks import check_path, check_seed, check_whole, shown
 from dr_plugin.triplets import Relevance
 
 from .shard_contents import BatchSource, Contents
@@ -61,34 +62,47 @@ def write_shards(
     Example:
         >>> shards = write_shards(packed, packed.labels, "shards", relevance=golden)  # doctest: +SKIP
     """
-    for name, value, least in (("images_per_shard", images_per_shard, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: got {value!r}, expected a whole number, at least {least}")
+    images_per_shard = check_whole("images_per_shard", images_per_shard, minimum=1)
+    seed = check_seed(seed)
+    folder = check_path("folder", folder)
     contents = Contents.of(images, labels, relevance, features)
     names = [_shard_name(pattern, number) for number in range(-(-len(contents) // images_per_shard))]
     if len(set(names)) < len(names):
         raise ValueError(f"pattern: got {pattern!r}, expected a field for the number: 'images-{{:06d}}.tar'")
-    folder = Path(folder)
     paths = [folder / name for name in names]
     fingerprint = contents.fingerprint((FORMAT, names, images_per_shard, seed))
+    with locked(folder):  # another process may be at it
+        _write_shards(folder, names, fingerprint, contents, images_per_shard, seed, progress)
+    return paths
+
+
+def _write_shards(
+    folder: Path,
+    names: Sequence[str],
+    fingerprint: str,
+    contents: Contents,
+    images_per_shard: int,
+    seed: int,
+    progress: Progress | None,
+) -> None:
+    """Write them all and then meta.json, unless they are there."""
     old = read_meta(folder)
     if old is not None and old["fingerprint"] == fingerprint and _whole(folder, old):
-        return paths
-    folder.mkdir(parents=True, exist_ok=True)
+        return
     (folder / META).unlink(missing_ok=True)
     order = np.random.default_rng(seed).permutation(len(contents))
     meta = Meta(format=FORMAT, fingerprint=fingerprint, images=len(order), shards=[])
-    for number, path in enumerate(paths):
+    for number, name in enumerate(names):
         members = order[number * images_per_shard : (number + 1) * images_per_shard]
-        _write_shard(path, contents.samples(members))
-        meta["shards"].append({"name": path.name, "images": len(members), "bytes": path.stat().st_size})
+        _write_shard(folder / name, contents.samples(members))
+        size = (folder / name).stat().st_size
+        meta["shards"].append({"name": name, "images": len(members), "bytes": size})
         if progress is not None:
             progress("writing shards", number * images_per_shard + len(members), len(order))
     write_json(folder / META, meta)
     for shard in old["shards"] if old is not None else []:
         if shard["name"] not in names:
             (folder / shard["name"]).unlink(missing_ok=True)
-    return paths
 
 
 def _whole(folder: Path, meta: Meta) -> bool:
@@ -109,6 +123,8 @@ def _write_shard(path: Path, samples: Iterator[dict[str, str | bytes]]) -> None:
 
 
 def _shard_name(pattern: str, number: int) -> str:
+    if not isinstance(pattern, str):
+        raise ValueError(f"pattern: got {shown(pattern)}, expected one like 'images-{{:06d}}.tar'")
     try:
         name = pattern.format(number)
     except (IndexError, KeyError, ValueError) as error:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from torch import Tensor
 from torchvision.transforms import Resize
 
+from dr_plugin.checks import as_number, check_flag, check_whole, shown
 from dr_plugin.triplets.groups import triplet_groups
 
 from . import rated
@@ -103,15 +104,18 @@ class SimilarityTriplets(LabelledImages):
         seed: int = 0,
         progress: Progress | None = None,
     ) -> None:
-        if missing not in ("raise", "skip"):
-            raise ValueError(f'missing: got {missing!r}, expected "raise" or "skip"')
-        if not 0 < val_fraction < 1:
-            raise ValueError(f"val_fraction: got {val_fraction}, expected a number between 0 and 1")
+        if not isinstance(missing, str) or missing not in ("raise", "skip"):
+            raise ValueError(f'missing: got {shown(missing)}, expected "raise" or "skip"')
+        if not 0 < as_number(val_fraction) < 1:
+            raise ValueError(f"val_fraction: got {shown(val_fraction)}, expected a number between 0 and 1")
         self.val_fraction, self.seed = val_fraction, seed
         self._source = triplets, images, missing
-        self._leave_out = leave_out_degenerate, leave_out_duplicates
+        self._leave_out = (
+            check_flag("leave_out_degenerate", leave_out_degenerate),
+            check_flag("leave_out_duplicates", leave_out_duplicates),
+        )
         super().__init__(root, split, transform, target_transform)
-        if check_images:
+        if check_flag("check_images", check_images):
             self.check_images(progress)
 
     def get_available_splits(self) -> list[str]:
@@ -245,8 +249,7 @@ class SimilarityTriplets(LabelledImages):
             size: Pixels a side; antialiased.
             progress: Called as ``progress("packing images", done, images)``.
         """
-        if size < 1:
-            raise ValueError(f"size: got {size}, expected at least 1")
+        size = check_whole("size", size, minimum=1, below=2**31)
         squashed = copy.copy(self)
         squashed.transform, squashed.target_transform = Resize((size, size)), None
         return PackedImages.build(squashed, folder, progress=progress)

@@ -9,7 +9,8 @@ import torch.distributed
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from dr_plugin.checks import check_whole
+from dr_plugin import distributed
+from dr_plugin.checks import check_flag, check_seed, check_whole, check_whole_or_none, shown
 from dr_plugin.triplets.draws import Weighting
 from dr_plugin.triplets.kernels import Kernel
 
@@ -46,6 +47,10 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
       process or in its loader workers together. The classes seen so far share it equally (see `ImageBuffers`).
     - **Parts.** Every image belongs to one rank and one loader worker, which holds its own buffers and draws from them
       alone. Shards are dealt anew each epoch. Batch i comes from worker i % workers; every rank gives equally many.
+    - **Shared** by the ranks of torch.distributed, the stream is one: each reads its part and tells the others of every
+      sample but its image, so that all hold the same reservoirs and draw the same triplets, by the law of one stream.
+      The images stay with who has read them, about `byte_budget` on each rank if all read equally many, beside features
+      and 512 bytes of each image of all, and go to who needs them for a batch. No loader workers; in step.
     - **Bad images** (bytes that cannot be decoded, no label, NaN or no relevance) are counted, logged with shard and
       key, and skipped. A broken or truncated shard is an error always.
     - **Resume** as with the samplers: `epoch, start = stream.position` before a pass, `state_dict(epoch, start +
@@ -72,6 +77,7 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
         seed: At least 0.
         exact: False: the paper's reading, uniform from the buffer.
         max_trials: In-class negatives tried for a triplet before it is discarded.
+        shared: See above; alone, nothing changes.
         presplit: The callable is called with (part, parts), and gives this part's images alone. False: it is called
             without arguments, and its images are dealt out round robin.
         rank, world_size: None: those of torch.distributed where it is initialised, else 0 and 1.
@@ -105,14 +111,22 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
         seed: int = 0,
         exact: bool = True,
         max_trials: int = 100,
+        shared: bool = False,
         presplit: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
         check_whole("byte_budget", byte_budget, minimum=1)
-        check_whole("seed", seed, minimum=0)
-        if batches_per_epoch is not None:
-            check_whole("batches_per_epoch", batches_per_epoch, minimum=1)
+        check_seed(seed)
+        batches_per_epoch = check_whole_or_none("batches_per_epoch", batches_per_epoch, minimum=1)
+        shared, presplit = check_flag("shared", shared), check_flag("presplit", presplit)
+        self._ranks_given = world_size is not None
+        self.rank, self.world_size = _ranks(rank, world_size)
+        if shared and self.world_size not in (1, distributed.world_size()):
+            raise ValueError(
+                f"world_size: got {self.world_size} for a stream to be shared, expected {distributed.world_size()}, "
+                "the processes of torch.distributed; leave rank and world_size out"
+            )
         self._options = Options(
             batch_size=batch_size,
             out_of_class_ratio=out_of_class_ratio,
@@ -125,10 +139,10 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
             max_bad_images=max_bad_images,
             exact=exact,
             max_trials=max_trials,
+            shared=shared,
         )
         self._options.check()
-        self._ranks_given = world_size is not None
-        self.rank, self.world_size = _ranks(rank, world_size)
+        self._shared_by_ranks = shared and self.world_size > 1
         self._source = source_of(source, presplit=presplit)
         self._source.check(self.world_size, 1)
         self.batch_size, self.byte_budget, self.seed = batch_size, byte_budget, seed
@@ -157,6 +171,10 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
             )
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        if self._shared_by_ranks and info is not None:
+            raise ValueError(
+                f"num_workers: got {workers} for a stream that {self.world_size} ranks share, expected 0"
+            )
         if workers > _WORKERS:
             raise ValueError(f"num_workers: got {workers}, expected at most {_WORKERS}")
         self._source.check(self.world_size, workers)
@@ -182,8 +200,9 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
             self._source.part(self.rank * workers + turn, self.world_size * workers, (self.seed, epoch)),
             self._options,
             self.byte_budget // workers,
-            (self.seed, epoch, self.rank, turn),
+            (self.seed, epoch, 0 if self._shared_by_ranks else self.rank, turn),
             count,
+            self._shared_by_ranks,
         )
         turns = range(turn, self.batches_per_epoch, workers)
         for index, places in zip(turns, part.batches(), strict=False):
@@ -214,11 +233,11 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
             start_batch: At least 0, below `len(self)`. None: 0, or the loaded position where the epoch is the
                 loaded one, so that a loop which calls `set_epoch(epoch)` each time can be resumed.
         """
-        check_whole("epoch", epoch, minimum=0)
+        epoch = check_whole("epoch", epoch, minimum=0)
         position = self.position
         if start_batch is None:
             start_batch = position[1] if epoch == position[0] else 0
-        check_whole("start_batch", start_batch, minimum=0, below=self.batches_per_epoch)
+        start_batch = check_whole("start_batch", start_batch, minimum=0, below=self.batches_per_epoch)
         self._shared[0, :2] = torch.tensor([epoch, start_batch])
         self._shared[1:, 0] = 0
 
@@ -230,13 +249,14 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
             batches_consumed: How many batches of `epoch` were trained on, those before a resume included.
         """
         if epoch is None:
-            if batches_consumed:
+            if check_whole("batches_consumed", batches_consumed, minimum=0):
                 raise ValueError(f"batches_consumed: got {batches_consumed} without epoch, expected both")
             epoch, batch = self.position
         else:
-            check_whole("epoch", epoch, minimum=0)
-            check_whole("batches_consumed", batches_consumed, minimum=0, below=self.batches_per_epoch + 1)
-            finished, batch = divmod(batches_consumed, self.batches_per_epoch)
+            epoch = check_whole("epoch", epoch, minimum=0)
+            most = self.batches_per_epoch
+            consumed = check_whole("batches_consumed", batches_consumed, minimum=0, below=most + 1)
+            finished, batch = divmod(consumed, most)
             epoch += finished
         return {"epoch": epoch, "batch": batch, "workers": int(self._shared[0, 2]), **self._fixed}
 
@@ -263,7 +283,7 @@ class TripletStream(IterableDataset[tuple[Tensor, Tensor]]):
                 "batches_per_epoch: got None for a source that does not say how many images it has, expected a "
                 "number; shards with the meta.json of write_shards say it"
             )
-        triplets = images * self._options.triplets_per_image
+        triplets = images * float(self._options.triplets_per_image)
         return max(1, math.ceil(3 * triplets / (self.batch_size * self.world_size) - 1e-9))
 
 
@@ -272,8 +292,9 @@ def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         return 0, 1
-    if rank is None or world_size is None or not 0 <= rank < world_size:
+    if rank is None or world_size is None:
         raise ValueError(
-            f"rank, world_size: got {rank}, {world_size}, expected both, and 0 <= rank < world_size"
+            f"rank, world_size: got {shown(rank)}, {shown(world_size)}, expected both, and 0 <= rank < world_size"
         )
-    return rank, world_size
+    world_size = check_whole("world_size", world_size, minimum=1, below=2**31)
+    return check_whole("rank", rank, minimum=0, below=world_size), world_size

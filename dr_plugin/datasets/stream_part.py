@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dr_plugin.checks import check_whole
+from dr_plugin import distributed
+from dr_plugin.checks import as_number, check_flag, check_whole, shown
 from dr_plugin.reservoirs import ClassReservoirs
 from dr_plugin.triplets.candidates import BYSTANDER
 from dr_plugin.triplets.draws import Weighting, check_draw
@@ -24,14 +24,14 @@ from dr_plugin.triplets.streamed import StreamedTriplets
 
 from .image_buffers import ImageBuffers, cost_of
 from .packing import Pixels, pixels_of
-from .shard_reader import BadSample, Sample
+from .shard_reader import BadSample, Sample, Samples
+from .shared_samples import shared, with_images
 
 _NAMED = 10  # how many bad images an error names
 _CHUNK = 64  # images that are read before it is asked again whether there is a triplet
 
 logger = logging.getLogger(__name__)
 
-Samples = Callable[[], Iterator[Sample | BadSample]]  # one pass
 Count = Callable[[str, int], None]
 PairRelevance = Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[Any]]  # (n, F), (n, F) -> (n,)
 
@@ -51,16 +51,17 @@ class Options:
     max_bad_images: int
     exact: bool
     max_trials: int
+    shared: bool
 
     def check(self) -> None:
         """ValueError if one is out of range."""
-        check_whole("batch_size", self.batch_size, minimum=3)
+        check_whole("batch_size", self.batch_size, minimum=3, below=2**31)
         if self.batch_size % 3:
             raise ValueError(
                 f"batch_size: got {self.batch_size}, expected a multiple of 3 (query, positive, negative)"
             )
         if self.size is not None:
-            check_whole("size", self.size, minimum=1)
+            check_whole("size", self.size, minimum=1, below=2**31)
         check_whole("max_bad_images", self.max_bad_images, minimum=0)
         check_draw(
             out_of_class_ratio=self.out_of_class_ratio,
@@ -69,16 +70,15 @@ class Options:
             weighting=self.weighting,
             max_trials=self.max_trials,
         )
-        number = isinstance(self.triplets_per_image, Real) and not isinstance(self.triplets_per_image, bool)
-        if not number or not 0 < self.triplets_per_image < math.inf:
+        if not 0 < as_number(self.triplets_per_image) < math.inf:
             raise ValueError(
-                f"triplets_per_image: got {self.triplets_per_image!r}, expected a finite number above 0"
+                f"triplets_per_image: got {shown(self.triplets_per_image)}, expected a finite number above 0"
             )
-        if not isinstance(self.exact, bool):
-            raise ValueError(f"exact: got {self.exact!r}, expected True or False")
+        for name in ("exact", "shared"):
+            check_flag(name, getattr(self, name))
         if self.pair_relevance is not None and not callable(self.pair_relevance):
             raise ValueError(
-                f"pair_relevance: got {self.pair_relevance!r}, expected a kernel, its name, a function or None"
+                f"pair_relevance: got {shown(self.pair_relevance)}, expected a kernel, its name, a function or None"
             )
         if self.out_of_class_ratio < 1 and self.pair_relevance is None:
             raise ValueError(
@@ -131,6 +131,10 @@ def _kernel_of_pairs(kernel: Kernel, x: npt.NDArray[Any], y: npt.NDArray[Any]) -
     return values
 
 
+def _uncounted(name: str, number: int) -> None:
+    """Another process counts it."""
+
+
 class BadImages:
     """Counts images that cannot be used, logs their names, and stops at one too many."""
 
@@ -139,8 +143,8 @@ class BadImages:
         self._count = count
         self._seen: dict[str, str] = {}  # name -> with what is wrong
 
-    def add(self, bad: BadSample) -> None:
-        """Count an image, once however often it comes.
+    def add(self, bad: BadSample, *, counted: bool = True) -> None:
+        """Count an image, once however often it comes, unless another process does.
 
         Raises:
             ValueError: if it is one more than the limit.
@@ -148,7 +152,8 @@ class BadImages:
         if bad.name in self._seen:
             return
         self._seen[bad.name] = str(bad)
-        self._count("bad_images", 1)
+        if counted:
+            self._count("bad_images", 1)
         logger.warning("bad image skipped: %s", bad)
         if len(self._seen) > self._limit:
             named = "; ".join(list(self._seen.values())[-_NAMED:])
@@ -163,18 +168,32 @@ class StreamPart:
     First the buffers are filled, from as many bytes as the budget or to the end of the pass; then each batch is
     followed by its share of the stream. Where a pass ends the next one begins, and its images are streamed again.
 
+    A shared part is the same on all processes: together they read the stream and draw the triplets of all. Each holds
+    the images that it has read, and decodes its share of the triplets.
+
     Args:
         samples: Starts a pass; every pass gives the same.
         byte_budget: Of this part.
         seed: Of the draws.
         count: Adds to a counter.
+        by_ranks: The processes share one part.
     """
 
     def __init__(
-        self, samples: Samples, options: Options, byte_budget: int, seed: Sequence[int], count: Count
+        self,
+        samples: Samples,
+        options: Options,
+        byte_budget: int,
+        seed: Sequence[int],
+        count: Count,
+        by_ranks: bool = False,
     ) -> None:
-        self._samples, self._options, self._count = samples, options, count
-        self.buffers = ImageBuffers(byte_budget, (*seed, 0))
+        self._processes = distributed.world_size() if by_ranks else 1
+        self._samples = shared(samples) if self._processes > 1 else samples
+        self._options = options
+        self._counts = self._processes == 1 or distributed.is_first()  # what all do alike is counted once
+        self._count = count if self._counts else _uncounted
+        self.buffers = ImageBuffers(byte_budget * self._processes, (*seed, 0))
         self._draws = options.draws(self.buffers.reservoirs, self.buffers.features)
         self._rng = np.random.default_rng((*seed, 1))
         self._bad = BadImages(options.max_bad_images, count)
@@ -184,7 +203,7 @@ class StreamPart:
     def batches(self) -> Iterator[npt.NDArray[np.int64]]:
         """Places (T, 3) of query, positive and negative; to be decoded before the next batch is asked for."""
         stream = self._stream()
-        triplets = self._options.batch_size // 3
+        triplets = self._options.batch_size // 3 * self._processes
         images = triplets / self._options.triplets_per_image  # of the stream for each batch: no whole number
         filled = 0
         while self._passes == 0 and filled < self.buffers.byte_budget:
@@ -202,12 +221,20 @@ class StreamPart:
                 streamed += 1
 
     def decode(self, places: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """The images (3 T, 3, H, W) and labels (3 T,) of a batch.
+        """The images (3 T, 3, H, W) and labels (3 T,) of a batch, of a shared one this process's share.
 
         A triplet with an image that cannot be decoded is replaced by another one of its batch: whatever was drawn
         stays drawn, so that a resumed epoch, which decodes none of the batches before, draws the same.
         """
-        pixels = {place: self._pixels(self.buffers[place]) for place in np.unique(places).tolist()}
+        if self._processes > 1:
+            shares = np.split(places, self._processes)  # equal ones
+            places = shares[distributed.rank()]
+            names = [np.unique(share).tolist() for share in shares]
+            found = with_images([[self.buffers[place] for place in each] for each in names])
+            samples = dict(zip(names[distributed.rank()], found, strict=True))
+        else:
+            samples = {place: self.buffers[place] for place in np.unique(places).tolist()}
+        pixels = {place: self._pixels(sample) for place, sample in samples.items()}
         good = np.array([all(pixels[place] is not None for place in row) for row in places.tolist()])
         if not good.any():
             raise ValueError(
@@ -241,7 +268,7 @@ class StreamPart:
         self._count("streamed", 1)
         weighed = sample if isinstance(sample, BadSample) else self._options.weigh(sample)
         if isinstance(weighed, BadSample):
-            self._bad.add(weighed)
+            self._bad.add(weighed, counted=self._counts)
             return 0
         self.buffers.add(place, *weighed)
         return cost_of(weighed[0])

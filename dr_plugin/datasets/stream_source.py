@@ -13,8 +13,15 @@ import numpy as np
 
 from .packing import rgb_image
 from .shard_contents import encode_png
-from .shard_reader import BadSample, Sample, checked_sample, count_images, find_shards, read_shard
-from .stream_part import Samples
+from .shard_reader import (
+    BadSample,
+    Sample,
+    Samples,
+    checked_sample,
+    count_images,
+    find_shards,
+    read_shard,
+)
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Items = Callable[..., Iterable[Any]]
@@ -27,12 +34,19 @@ def source_of(source: Any, *, presplit: bool) -> "ShardSource | CallableSource":
     paths = [source] if isinstance(source, str | os.PathLike) else source
     if isinstance(paths, Sequence) and all(isinstance(path, str | os.PathLike) for path in paths):
         return ShardSource(source)
-    if not isinstance(source, Iterable) or iter(source) is source:
+    if not _can_be_read_again(source):
         raise ValueError(
             f"source: got a {type(source).__name__}, expected a shard pattern, a list of shards, or (image, label, "
             "relevance) items that can be read pass after pass: a list, or a function that gives an iterator"
         )
     return CallableSource(partial(iter, source), presplit=False)
+
+
+def _can_be_read_again(source: Any) -> bool:
+    try:
+        return iter(source) is not source
+    except TypeError:
+        return False
 
 
 class ShardSource:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 
+from dr_plugin.checks import check_path
+
 from .archive import Progress
 from .base import LabelledImages, Transform, first_few
 from .download import fetch_archive, progress_bar
@@ -65,7 +67,7 @@ class TinyImageNet(LabelledImages):
         progress: Progress | None = None,
     ) -> None:
         self.check_split(split)
-        self.root = Path(root).expanduser()
+        self.root = check_path("root", root).expanduser()
         if download:
             self.download_and_remove(progress)
         elif not (self.root / self.FOLDER).is_dir():
@@ -74,7 +76,7 @@ class TinyImageNet(LabelledImages):
 
     def check_split(self, split: str) -> None:
         """Raise ``ValueError`` unless ``split`` is "train" or "val"; "test" has no labels."""
-        if split == "test":
+        if isinstance(split, str) and split == "test":
             raise ValueError(
                 "TinyImageNet: got split='test', whose images carry no labels; expected 'train' or 'val'"
             )

@@ -3,9 +3,11 @@
 import csv
 import operator
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from dr_plugin.checks import shown
 
 Name = str | int
 
@@ -66,7 +68,10 @@ def rows_of(triplets: Any) -> list[TripletRow]:
         ValueError: if there are none, or a row is not of that form.
     """
     rows = []
-    for number, row in enumerate(triplets.tolist() if hasattr(triplets, "tolist") else triplets):
+    given = triplets.tolist() if hasattr(triplets, "tolist") else triplets
+    if not isinstance(given, Iterable):
+        raise ValueError(f"triplets: got {shown(given)}, expected a file of triplets, or rows")
+    for number, row in enumerate(given):
         place = f"triplets[{number}]"
         if isinstance(row, str) or not isinstance(row, Sequence) or len(row) not in (3, 4):
             raise ValueError(f"{place}: got {row!r}, expected [text query,] query, positive, negative")

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from dr_plugin.checks import shown
+
 from .base import first_few
 from .triplet_files import Name, TripletRow
 
@@ -41,6 +43,10 @@ class ImageFiles:
         if isinstance(images, Mapping):
             self._named = images
         elif images is not None and not isinstance(images, str | os.PathLike):
+            if not isinstance(images, Sequence):
+                raise ValueError(
+                    f"images: got {shown(images)}, expected paths, a mapping to paths or a folder"
+                )
             self._numbered = images
         elif urls is not None:
             folder = self._folders[0] if images is None else Path(images).expanduser()

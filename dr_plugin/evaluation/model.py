@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from dr_plugin.checks import check_whole
 from dr_plugin.datasets import BatchAugment
 from dr_plugin.datasets.augment import IMAGENET_MEAN, IMAGENET_STD
-from dr_plugin.experiments import checkpoint, recipe_file
-from dr_plugin.experiments.assemble import initial_trunk
 from dr_plugin.experiments.data import batch_augment
 from dr_plugin.experiments.environment import pick_device
 from dr_plugin.experiments.evaluate import Embedder
 from dr_plugin.experiments.problems import nearest
-from dr_plugin.experiments.recipe import Recipe, load_recipe
+from dr_plugin.experiments.recipe import Recipe
 from dr_plugin.relevance import features
 from dr_plugin.relevance.feature_store import compute_features
 from dr_plugin.relevance.image_rows import ImageBatches, ImageRows
+
+from .trained import finished_run
 
 Progress = Callable[[str, int, int | None], None]
 _PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # images stay in 0..1
@@ -221,38 +221,17 @@ def open_model(
 
 
 def open_run(folder: Path, *, device: str = "auto") -> NetworkModel:
-    """The network of a finished run; errors as of `open_model`."""
-    chosen = pick_device(device)
-    if not (folder / "recipe.yaml").is_file():
-        raise ValueError(f"model: {folder} holds no recipe.yaml, expected the folder of a run")
-    trunk_slot = recipe_file.read(folder / "recipe.yaml").data.get("trunk")
-    begun_with = isinstance(trunk_slot, dict) and trunk_slot.get("weights") is not None
-    # The checkpoint replaces the weights that the run began with, whose file may be gone.
-    recipe = load_recipe(folder / "recipe.yaml", ["trunk.weights=null"] if begun_with else [])
-    if recipe.kind != "experiment":
-        raise ValueError(
-            f"model: {folder} is a {recipe.kind}, expected one run: choose one in {folder / 'runs'}"
-        )
-    best = folder / "checkpoint" / "best.pt"
-    if not (folder / "metrics.json").is_file() or not best.is_file():
-        raise ValueError(
-            f"model: the run {folder} is not finished, expected its metrics.json and checkpoint/best.pt; "
-            f"go on with: dr-run --resume {folder}"
-        )
-    trunk = initial_trunk(recipe)
-    try:
-        trunk.load_state_dict(checkpoint.load(best)["models"]["trunk"])
-    except (KeyError, RuntimeError) as error:
-        raise ValueError(f"model: {best} does not fit the run's recipe: {error}") from error
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    """The network of a finished run; errors as of `finished_run`."""
+    run = finished_run(folder, device=device)
+    recipe = run.recipe
     return NetworkModel(
-        folder.name,
-        trunk.to(chosen).to(memory_format=layout),
-        Embedder(batch_augment(recipe), chosen, recipe.precision, recipe.evaluation.batch_size),
-        fingerprint=hashlib.sha256(best.read_bytes() + recipe.to_yaml().encode()).hexdigest(),
+        run.name,
+        run.trunk,
+        Embedder(batch_augment(recipe), run.device, recipe.precision, recipe.evaluation.batch_size),
+        fingerprint=run.fingerprint,
         image_size=recipe.data.packed_size or recipe.data.image_size,
         recipe=recipe,
-        begun_with_weights=begun_with,
+        begun_with_weights=run.begun_with_weights,
     )
 
 

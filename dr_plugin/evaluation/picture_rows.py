@@ -11,11 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from dr_plugin.experiments.report_figures import GREY, drawable
 
 SIDE = 128  # of a picture
-_GAP, _LINE, _LABEL = (
-    8,
-    16,
-    120,
-)  # pixels between pictures, a line of text, and the column of the rows' labels
+# Pixels between pictures, a line of text, and the column of the rows' labels.
+_GAP, _LINE, _LABEL = 8, 16, 120
 _INK, _RULE = "#111827", "#d1d5db"
 
 
@@ -73,9 +70,8 @@ def _put(
     image = picture.image
     scale = SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    how = (
-        Image.Resampling.LANCZOS if scale < 4 else Image.Resampling.NEAREST
-    )  # few pixels are shown as they are
+    # Few pixels are shown as they are.
+    how = Image.Resampling.LANCZOS if scale < 4 else Image.Resampling.NEAREST
     canvas.paste(image.resize(size, how), (x + (SIDE - size[0]) // 2, y + (SIDE - size[1]) // 2))
     if frame:
         draw.rectangle((x - 3, y - 3, x + SIDE + 2, y + SIDE + 2), outline=GREY, width=2)

@@ -18,10 +18,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from filelock import FileLock
 from torch import Tensor
 
-from dr_plugin.atomic import replacing, write_json
+from dr_plugin.atomic import locked, replacing, settle, write_json
 from dr_plugin.metrics import nearest
 from dr_plugin.metrics.approximate_knn import approximate_recall
 from dr_plugin.metrics.faiss_index import Kind, build_index, load_index, save_index, search_index
@@ -87,8 +86,7 @@ class GalleryIndex:
         name = f"{gallery.key}-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}"
         store = cls._built(folder / name)
         if store is None or not store.ready:
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / f".{gallery.key}.lock"):
+            with locked(folder, f".{gallery.key}.lock"):
                 store = cls._built(folder / name)  # by another process, while this one waited?
                 if store is None:
                     _write(folder / name, model, gallery, progress)
@@ -194,6 +192,7 @@ def _write(store: Path, model: Model, gallery: Gallery, progress: Progress | Non
         )
         shutil.rmtree(store, ignore_errors=True)  # a damaged one
         os.replace(partial, store)
+        settle(store.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     for other in store.parent.iterdir():

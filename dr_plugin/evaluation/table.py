@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dr_plugin.atomic import write_json, write_text
+from dr_plugin.experiments.claim import claimed
 from dr_plugin.experiments.environment import environment, pick_device
 from dr_plugin.experiments.journal import Reporter, SilentReporter
 from dr_plugin.experiments.recipe import RecipeError
@@ -52,12 +55,20 @@ def run_table(
         ValueError: if the folder, device or data do not fit.
         TrainingError: if a model that is trained diverges.
     """
-    _check_folder(recipe, folder, resume)
     chosen, reporter = pick_device(device), reporter or SilentReporter()
+    with claimed(folder, resume, what="table", note=reporter.note):
+        return _run(recipe, folder, chosen, device, resume, reporter)
+
+
+def _run(
+    recipe: TableRecipe, folder: Path, chosen: torch.device, device: str, resume: bool, reporter: Reporter
+) -> TableResult:
+    """The table, in a folder that is this process's alone."""
+    if resume and load_table(folder / "recipe.yaml") != recipe:
+        raise RecipeError(f"--resume: {folder} was not made by this recipe; start in another folder")
     maker = TableRows(recipe, folder, device, reporter)
-    write_text(
-        folder / "recipe.yaml", recipe.to_yaml()
-    )  # only now: data that are not there leave no folder behind
+    # Only now: data that are not there leave no folder behind.
+    write_text(folder / "recipe.yaml", recipe.to_yaml())
     rows: list[dict[str, Any]] = []
     judged: dict[str, Judged] = {}
     for number, row in enumerate(recipe.rows):
@@ -77,17 +88,6 @@ def run_table(
         write_examples(file, recipe.examples, maker.source, maker.data, maker.done, seed=recipe.seed)
     reporter.update("table", len(rows), len(rows))
     return TableResult(report, metrics)
-
-
-def _check_folder(recipe: TableRecipe, folder: Path, resume: bool) -> None:
-    file = folder / "recipe.yaml"
-    if resume:
-        if not file.is_file() or load_table(file) != recipe:
-            raise RecipeError(f"--resume: {folder} was not made by this recipe; start in another folder")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RecipeError(
-            f"--output: {folder} is not empty; choose another folder, or go on with --resume {folder}"
-        )
 
 
 def _measure(

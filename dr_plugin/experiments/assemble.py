@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torchvision.transforms import v2
 
+from dr_plugin import distributed
+
 from . import build, checkpoint
 from .budget import max_steps
 from .context import Context
@@ -28,6 +30,8 @@ def build_trainer(context: Context, index: int, trunk: nn.Module) -> StageTraine
     recipe, stage = context.recipe, context.recipe.stages[index]
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     trunk = trunk.to(context.device).to(memory_format=layout)
+    if recipe.sync_batchnorm and distributed.world_size() > 1:
+        trunk = nn.SyncBatchNorm.convert_sync_batchnorm(trunk)
     common: dict[str, Any] = {
         "augment": batch_augment(recipe, stage.augment),
         "seed": stage_seed(recipe, index),

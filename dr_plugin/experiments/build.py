@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Sampler
 
+from dr_plugin import distributed
 from dr_plugin.triplets import Relevance
 
 from .families import find
@@ -83,11 +84,13 @@ def build_sampler(
     return sampler
 
 
-def build_stream(stage: RankingStage, recipe: Recipe, source: Any, pair_relevance: Any) -> Any:
-    """The stage's stream of triplets; None where the recipe leaves it out."""
+def build_stream(
+    stage: RankingStage, recipe: Recipe, source: Any, pair_relevance: Any, *, alone: bool = False
+) -> Any:
+    """The stage's stream of triplets, of all processes or as if this one were ``alone``; None where there is none."""
     if stage.stream is None:
         return None
-    return _build("stream", stage.stream, stream_supply(stage, recipe, source, pair_relevance))
+    return _build("stream", stage.stream, stream_supply(stage, recipe, source, pair_relevance, alone=alone))
 
 
 def build_miner(
@@ -173,9 +176,14 @@ def sampler_supply(
     return Supply(values, lacking=_LACKING)
 
 
-def stream_supply(stage: RankingStage, recipe: Recipe, source: Any, pair_relevance: Any) -> Supply:
+def stream_supply(
+    stage: RankingStage, recipe: Recipe, source: Any, pair_relevance: Any, *, alone: bool = False
+) -> Supply:
     """Where the samples of a stream come from, and how relevant two of them are to each other."""
-    values = {"source": source, "batch_size": stage.batch_size, "seed": recipe.seed}
+    own = stage.batch_size // (1 if alone else distributed.world_size())  # each process streams its share
+    values = {"source": source, "batch_size": own, "seed": recipe.seed}
+    if alone:
+        values |= {"rank": 0, "world_size": 1}
     return Supply({**values, "pair_relevance": pair_relevance, "size": recipe.data.packed_size})
 
 

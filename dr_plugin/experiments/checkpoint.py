@@ -4,42 +4,63 @@ A checkpoint is a dictionary of tensors and plain values under ``{"format": 1, .
 ``torch.load(weights_only=True)`` reads it and a hostile file cannot run code.
 """
 
-import pickle
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
-from dr_plugin.atomic import replacing
+from dr_plugin.atomic import check_archive, replacing
+
+from .problems import one_line
 
 FORMAT = 1
 _PLAIN = (bool, int, float, torch.Tensor)
 
 
-def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write ``state`` to ``path`` atomically."""
-    with replacing(path) as file:
-        torch.save({"format": FORMAT, **state}, file)
+def save(path: Path, state: Mapping[str, Any], *, keep: Path | None = None) -> None:
+    """Write ``state`` to ``path`` atomically; the file that was there before is ``keep`` from then on.
+
+    Raises:
+        WriteError: if it cannot be written; both files are then as they were.
+    """
+    with replacing(path, keep=keep) as file, _with_checksums():
+        watched = _Watched(file)
+        try:
+            torch.save({"format": FORMAT, **state}, watched)
+        except RuntimeError as error:
+            # torch then speaks of "unexpected pos 64 vs 0".
+            if watched.failure is not None:
+                raise watched.failure from None
+            if isinstance(error.__context__, KeyboardInterrupt):  # between two writes
+                raise error.__context__ from None
+            raise
 
 
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint written by :func:`save` onto the CPU.
+
+    Every byte of its content is held against the checksums in the file first, which torch does not look at: a flipped
+    bit would load as another weight.
 
     Raises:
         ValueError: if the file is missing, damaged, holds anything but tensors and plain values, or is of
             another format.
     """
     try:
+        check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(
             f"{path}: no checkpoint here; expected the folder of a run that was started before"
         ) from None
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+    except MemoryError:
+        raise
+    except Exception as error:  # of which damaged bytes raise many kinds
+        reason = one_line((str(error) or type(error).__name__).splitlines()[0])
         raise ValueError(
             f"{path}: not a readable checkpoint ({reason}); it is damaged or not one of ours"
         ) from None
@@ -47,6 +68,38 @@ def load(path: Path) -> dict[str, Any]:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"{path}: got checkpoint format {found!r}, expected {FORMAT}")
     return state
+
+
+class _Watched:
+    """A file that remembers why a write failed: torch answers with errors of its own."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.failure: BaseException | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self.file.write(content)
+        except BaseException as error:  # an interrupt is as good a reason
+            self.failure = self.failure or error
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+@contextmanager
+def _with_checksums() -> Iterator[None]:
+    """Let torch write checksums, whatever the process has set."""
+    if not hasattr(torch.serialization, "set_crc32_options"):  # a torch that knows no other way
+        yield
+        return
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 def generators_state(device: torch.device) -> dict[str, Any]:

@@ -64,10 +64,6 @@ def run_comparison(
     series = Series(
         folder, _runs(recipe, variants, shared, folder), devices, reporter, what="comparison", each="run"
     )
-    series.check_folder(resume)
-    _check_images(series)
-    if not resume:
-        write_text(folder / "recipe.yaml", recipe.to_yaml())
     figures = comparison.figures or [f"val.precision_at_{recipe.evaluation.k}"]
 
     def write() -> ComparisonResult:
@@ -82,8 +78,12 @@ def run_comparison(
         )
         return ComparisonResult(write_comparison(folder, table), table)
 
-    series.run(write)
-    result = write()
+    with series.claimed(resume):
+        _check_images(series)
+        if not resume:
+            write_text(folder / "recipe.yaml", recipe.to_yaml())
+        series.run(write)
+        result = write()
     series.check_failures(result.report)
     return result
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dr_plugin import distributed
 from dr_plugin.atomic import write_json
 from dr_plugin.trunks import DeepRankingTrunk
 
@@ -42,14 +43,23 @@ class _Features:
 def conclude(context: Context, trunk: nn.Module, stages: list[dict[str, Any]]) -> Result:
     """Measure the trained trunk, write ``metrics.json`` and the report.
 
+    Of several processes all embed, each its share of the images; rank 0 does the rest.
+
     Args:
         context: The run.
         trunk: The trained trunk.
         stages: The summaries of the stages.
     """
+    features = _embedded(context, trunk, "embed", train=context.recipe.evaluation.train, divided=True)
+    return distributed.done_by_first(lambda: _measured(context, trunk, stages, features))
+
+
+def _measured(
+    context: Context, trunk: nn.Module, stages: list[dict[str, Any]], features: _Features
+) -> Result:
+    """The figures and the report."""
     recipe, data, settings = context.recipe, context.data, context.recipe.evaluation
     _note_lone_images(context)
-    features = _embedded(context, trunk, "embed", train=settings.train)
     ranked = _rank_val(context, features, at_least=settings.rerank or 1)
     metrics: dict[str, Any] = {"name": recipe.name, "k": settings.k}
     if settings.gallery == "val":
@@ -84,9 +94,11 @@ def conclude(context: Context, trunk: nn.Module, stages: list[dict[str, Any]]) -
     return Result(report, metrics)
 
 
-def _embedded(context: Context, trunk: nn.Module, task: str, *, train: bool) -> _Features:
+def _embedded(
+    context: Context, trunk: nn.Module, task: str, *, train: bool, divided: bool = False
+) -> _Features:
     """What the trunk makes of val, and of train where val ranks it or it is asked for."""
-    embed, data = context.embedder(), context.data
+    embed, data = context.embedder(divided=divided), context.data
     trunk = trunk.to(context.device)
     val = embed(trunk, data.val, f"{task} val")
     if not train and context.recipe.evaluation.gallery == "val":

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler
 
+from dr_plugin import distributed
 from dr_plugin.datasets import BatchAugment, PackedImages
 from dr_plugin.relevance.features import HOG
 
@@ -93,8 +94,9 @@ def check_data(recipe: Recipe, data: RunData) -> None:
     """
     lines = _too_many_neighbors(recipe, data) + _impossible_baselines(recipe, data)
     for index in range(len(recipe.stages)):
-        lines += _no_whole_batch(recipe, index, data)
-        lines += _no_stream(recipe, index, data)
+        lines += _no_share(recipe, index) or _no_whole_batch(recipe, index, data) + _no_stream(
+            recipe, index, data
+        )
     if lines:
         raise RecipeError(*lines)
 
@@ -204,12 +206,22 @@ def _no_stream(recipe: Recipe, index: int, data: RunData) -> list[str]:
         return []
     stored = data.relevance.stored if data.relevance is not None else None
     try:
-        next(iter(open_stream(recipe, stage, data.train.subset(data.fit), stored)))
+        open_stream(recipe, stage, data.train.subset(data.fit), stored)
+        next(iter(open_stream(recipe, stage, data.train.subset(data.fit), stored, alone=True)))
     except RecipeError as error:
         return error.lines
     except ValueError as error:
         return [f"stages[{index}].stream: {error}"]
     return []
+
+
+def _no_share(recipe: Recipe, index: int) -> list[str]:
+    """A batch that the processes cannot divide among them."""
+    stage, count = recipe.stages[index], distributed.world_size()
+    where = f"stages[{index}].batch_size: got {stage.batch_size} on {count} processes, expected"
+    if isinstance(stage, RankingStage) and stage.stream is not None and stage.batch_size % (3 * count):
+        return [f"{where} a multiple of {3 * count}: each streams whole triplets"]
+    return [f"{where} at least {count}, an image for each"] if stage.batch_size < count else []
 
 
 def _no_whole_batch(recipe: Recipe, index: int, data: RunData) -> list[str]:

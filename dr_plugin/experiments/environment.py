@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dr_plugin import __version__
+from dr_plugin import __version__, distributed
 
 from .recipe import RecipeError
 
@@ -18,14 +18,24 @@ _PACKAGES = ("torch", "torchvision", "pytorch-metric-learning", "faiss-cpu", "nu
 def pick_device(device: str) -> torch.device:
     """The torch device that ``device`` names, seen to work; "auto" takes a GPU where there is one.
 
+    Of several processes of a machine, "auto" and "cuda" give each a GPU of its own.
+
     Raises:
         RecipeError: if it is unknown or not there.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if distributed.world_size() > 1 and device.startswith("cuda"):
+        if device != "cuda":
+            raise RecipeError(
+                f"--device: got {device!r} for {distributed.world_size()} processes, expected cuda: each takes its own"
+            )
+        device = f"cuda:{os.environ.get('LOCAL_RANK', distributed.rank())}"
     try:
         chosen = torch.device(device)
         torch.zeros(1, device=chosen).item()
+        if chosen.type == "cuda" and distributed.world_size() > 1:
+            torch.cuda.set_device(chosen)  # for a trunk or loss of the user's that names none
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise RecipeError(

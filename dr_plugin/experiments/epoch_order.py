@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import BatchSampler
 
@@ -42,7 +43,9 @@ class EpochOrder:
             sampler = self._fresh_copy()
         if isinstance(sampler, BatchSampler):
             return [torch.as_tensor(batch) for batch in sampler]
-        return self._whole(torch.as_tensor(list(sampler)))
+        return self._whole(
+            torch.as_tensor(np.asarray(list(sampler)))
+        )  # of a list of numpy's numbers it is slow
 
     def _whole(self, order: torch.Tensor) -> list[torch.Tensor]:
         return list(order.split(self.batch_size))[: len(order) // self.batch_size]

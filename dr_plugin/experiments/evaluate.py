@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dr_plugin import distributed
 from dr_plugin.datasets import BatchAugment, PackedImages
 from dr_plugin.metrics import nearest, precision_at_k, recall_at_k, rerank
 from dr_plugin.relevance.features import HOG
@@ -20,29 +21,43 @@ Progress = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True)
 class Embedder:
-    """Turns packed images into embeddings on the device: batches, no augmentation, no gradient."""
+    """Turns packed images into embeddings on the device: batches, no augmentation, no gradient.
+
+    With ``divided``, each of several processes takes its share of the images through its copy of the model, which is
+    rank 0's, and all get all embeddings; all of them must call it.
+    """
 
     augment: BatchAugment
     device: torch.device
     precision: str
     batch_size: int
     progress: Progress | None = None
+    divided: bool = False
 
-    @torch.no_grad()
     def __call__(self, model: nn.Module, images: ImageBatches, task: str = "embed") -> torch.Tensor:
         """Embeddings (N, D) float32 of all ``images``; the model's mode is put back as it was."""
+        count = len(images)
+        if not self.divided or count < distributed.world_size():
+            return self._embed(model, images, slice(0, count), task)
+        distributed.take_from_first(model)
+        return distributed.gather_rows(
+            self._embed(model, images, distributed.share(count), task), distributed.shares(count)
+        )
+
+    @torch.no_grad()
+    def _embed(self, model: nn.Module, images: ImageBatches, part: slice, task: str) -> torch.Tensor:
         was_training = model.training
         model.eval()
         dtype = DTYPES[self.precision]
         parts = []
-        for start in range(0, len(images), self.batch_size):
-            stop = min(start + self.batch_size, len(images))
+        for start in range(part.start, part.stop, self.batch_size):
+            stop = min(start + self.batch_size, part.stop)
             batch, _ = images.batch(torch.arange(start, stop))
             batch = self.augment(batch.to(self.device), training=False)
             with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32):
                 parts.append(model(batch).float())
             if self.progress is not None:
-                self.progress(task, stop, len(images))
+                self.progress(task, stop - part.start, part.stop - part.start)
         model.train(was_training)
         return torch.cat(parts)
 

@@ -1,4 +1,4 @@
-"""How much memory training took at its peak: a GPU's tensors, or the whole process where there is no GPU."""
+"""Memory: how much training took at its peak, of a GPU or the whole process, and what to do where it runs out."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -61,6 +61,23 @@ def peak_of(stages: Sequence[Mapping[str, Any]], device: torch.device) -> dict[s
         "peak_memory_mib": max(peaks, default=None),
         "peak_memory_of": "gpu" if device.type == "cuda" else "process",
     }
+
+
+def out_of_memory(
+    error: Exception, advice: str = "start anew with a smaller batch_size or evaluation.batch_size"
+) -> str | None:
+    """The line that says that memory ran out and what to do; None of another error.
+
+    PyTorch says so in the text alone where it was not a GPU's.
+    """
+    told = ("out of memory", "can't allocate memory")
+    if not (
+        isinstance(error, MemoryError)
+        or (isinstance(error, RuntimeError) and any(text in str(error) for text in told))
+    ):
+        return None
+    reason = " ".join(str(error).splitlines()[:1]) or type(error).__name__
+    return f"out of memory ({reason}): {advice}, or free memory"
 
 
 def _forget_peak() -> bool:

@@ -25,6 +25,9 @@ class RecipeError(ValueError):
         self.lines = [one_line(line) for line in lines]
         super().__init__("\n".join(self.lines))
 
+    def __reduce__(self) -> tuple[type["RecipeError"], tuple[str, ...]]:
+        return RecipeError, tuple(self.lines)
+
 
 @dataclass(frozen=True)
 class Problem:

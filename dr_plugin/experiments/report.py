@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from dr_plugin.atomic import replacing
+from dr_plugin.atomic import replacing, settle
 
 from . import report_text as text
 from .report_data import Neighbor, RankedExample, ReportData
@@ -293,5 +293,6 @@ def _replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
+    settle(folder.parent)
     if old.exists():
         shutil.rmtree(old)

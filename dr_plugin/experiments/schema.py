@@ -141,6 +141,8 @@ class Recipe(Section):
     """The memory layout of images, which convolutions are mostly faster in."""
     compile: bool = False
     """torch.compile of the trunk."""
+    sync_batchnorm: bool = False
+    """On several processes, batch normalisation over the images of all of them; on GPUs only."""
     tensorboard: bool = False
     """Write the course of the run for TensorBoard too; needs `pip install 'dr-plugin[tensorboard]'`."""
     data: Data

@@ -4,17 +4,20 @@
 ``folder/shared/seed<k>``; a run starts as if it had trained them itself and been resumed after them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .claim import claimed
+from .context import LAST, PREVIOUS, PREVIOUS_BEST
 from .data import RunData, check_data, load_data
 from .journal import Reporter
 from .recipe import Recipe, RecipeError, load_recipe
 from .run import is_finished
 from .series_run import PlannedRun, train
 from .trainer import TrainingError
-from .workers import Worker, first_done
+from .workers import Worker, first_done, stop_all
 
 
 class Series:
@@ -44,24 +47,17 @@ class Series:
         self.reporter = reporter
         self.failures: dict[str, str] = {}  # by the names of the runs' folders
 
-    def check_folder(self, resume: bool) -> None:
-        """See that the folder is free or, to resume, of this series.
+    @contextmanager
+    def claimed(self, resume: bool) -> Iterator[None]:
+        """The folder for this process alone, seen to be free or, to resume, of this series.
 
         Raises:
             RecipeError: if it is not.
         """
-        if not resume:
-            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-                raise RecipeError(
-                    f"--output: {self.folder} is not empty; choose another folder, or go on with --resume {self.folder}"
-                )
-            return
-        if not (self.folder / "recipe.yaml").is_file():
-            raise RecipeError(
-                f"--resume: {self.folder} holds no recipe.yaml, expected the folder of an earlier {self.what}"
-            )
-        for run in self.runs:
-            self._check_recipe(run)
+        with claimed(self.folder, resume, what=self.what, note=self.reporter.note):
+            for run in self.runs if resume else ():
+                self._check_recipe(run)
+            yield
 
     def check_data(self, also: Callable[[PlannedRun, RunData], Iterable[str]] = lambda run, data: ()) -> None:
         """See that each waiting run fits its data, which are loaded again only where a run changes them.
@@ -143,11 +139,11 @@ class Series:
                 else:
                     waiting.remove(job)
                     worker = Worker(train, job.run, job.shared, device=free.pop(0), of=self.devices)
+                    working[worker] = job  # first: an interrupt right after the start has to find it
+                    worker.start()
                     self.reporter.note(f"{job.text} (on {worker.device})")
-                    working[worker] = job
         finally:
-            for worker in working:
-                worker.stop()
+            stop_all(working)
 
     def _settle(
         self, job: "_Job", failure: str | None, waiting: "list[_Job]", after_each: Callable[[], object]
@@ -198,7 +194,8 @@ class _Job:
 def _tidy(run: PlannedRun) -> None:
     """A finished run needs no checkpoint to go on from; best.pt holds the same weights."""
     if is_finished(run.folder):
-        (run.folder / "checkpoint" / "last.pt").unlink(missing_ok=True)
+        for name in (LAST, PREVIOUS, PREVIOUS_BEST):
+            (run.folder / "checkpoint" / name).unlink(missing_ok=True)
 
 
 def _same_data(one: Recipe, other: Recipe) -> bool:

@@ -5,9 +5,13 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from dr_plugin.atomic import replacing, write_text
+from dr_plugin.atomic import WriteError, replacing, settle, write_text
 
+from . import checkpoint
+from .claim import claimed
+from .context import LAST
 from .journal import Reporter
+from .memory import out_of_memory
 from .recipe import Recipe, RecipeError
 from .run import run_experiment
 from .trainer import TrainingError
@@ -68,6 +72,7 @@ def train(run: PlannedRun, shared: bool, device: str, reporter: Reporter) -> str
 
     Raises:
         RecipeError: if folder, device or data do not fit.
+        WriteError: if something cannot be written.
     """
     folder = run.source if shared else run.folder
     report = folder / "failure.txt"
@@ -79,14 +84,14 @@ def train(run: PlannedRun, shared: bool, device: str, reporter: Reporter) -> str
             if not run.is_begun:
                 _begin(run)
             _experiment(run.recipe, folder, device, reporter)
-    except RecipeError:
+    except (RecipeError, WriteError):  # a full disk is full for the others too
         raise
     except (TrainingError, ValueError) as error:  # ValueError: what was trained cannot be evaluated
         return str(error)
     except (
         Exception
     ) as error:  # of a class that the recipe names, of the disk or memory: the other runs go on
-        text = " ".join(f"{type(error).__name__}: {error}".splitlines()[:1])
+        text = out_of_memory(error) or " ".join(f"{type(error).__name__}: {error}".splitlines()[:1])
         if not (folder / "recipe.yaml").exists():  # nothing of it is there yet: its folder is to stay free
             return text
         write_text(report, traceback.format_exc())
@@ -103,15 +108,21 @@ def _begin(run: PlannedRun) -> None:
     """Make the run's folder as it is after the shared stages; take away what a run leaves that was killed earlier."""
     folder = run.folder
     if folder.exists():
-        (folder / "recipe.yaml.partial").unlink(missing_ok=True)
+        with claimed(folder, resume=False):
+            (folder / "recipe.yaml.partial").unlink(missing_ok=True)
         folder.rmdir()
     if run.shared is None:
         return
+    try:
+        checkpoint.load(run.source / "checkpoint" / LAST)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove {run.source} to train the shared stages anew") from None
     new = folder.with_name(f".{folder.name}.new")
     if new.exists():
         shutil.rmtree(new)
-    for name in ("checkpoint/last.pt", "metrics.jsonl"):
+    for name in (f"checkpoint/{LAST}", "metrics.jsonl"):
         with replacing(new / name) as file:
             file.write((run.source / name).read_bytes())
     write_text(new / "recipe.yaml", run.recipe.to_yaml())
     new.rename(folder)
+    settle(folder.parent)

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dr_plugin import distributed
+
 from .trainer import StageTrainer
 
 
@@ -35,12 +37,23 @@ class SoftmaxTrainer(StageTrainer):
         self.schema["models"].keys += ["classifier"]
         self.schema["loss_funcs"].keys = ["classifier_loss"]
 
+    def trained_part(self) -> nn.Module:
+        """The part of the trunk that the head stands on, and the head."""
+        return nn.Sequential(self.features, self.models["classifier"])
+
     def calculate_loss(self, curr_batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """Cross-entropy of the head's logits (B, C) with the labels, hard (B,) or soft (B, C)."""
+        """Cross-entropy of the head's logits (B, C) with the labels, hard (B,) or soft (B, C).
+
+        Of several processes each has the loss of its own images, which are mixed among themselves; the processes'
+        mean is that of the batch.
+        """
         images, labels = curr_batch
-        labels = labels.to(self.data_device, non_blocking=True)
-        if self.mix is not None:
-            images, labels = self.mix(images, labels)
-        with self.autocast():
-            logits = self.models["classifier"](self.features(images))
-        self.losses["classifier_loss"] = self.loss_funcs["classifier_loss"](logits.float(), labels)
+        labels = labels[self.part].to(self.data_device, non_blocking=True)
+        with self.noise():
+            if self.mix is not None:
+                images, labels = self.mix(images, labels)
+            with self.autocast():
+                logits = self.network(images)
+        loss = self.loss_funcs["classifier_loss"](logits.float(), labels)
+        share = len(images) * distributed.world_size() / self.batch_images
+        self.losses["classifier_loss"] = loss if share == 1 else loss * share

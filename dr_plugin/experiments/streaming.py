@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dr_plugin import distributed
 from dr_plugin.datasets import PackedImages
 from dr_plugin.triplets import Relevance
 
@@ -17,13 +18,17 @@ from .ranking import RankingTrainer
 from .recipe import RankingStage, Recipe
 
 Progress = Callable[[str, int, int | None], None]
+_SHARD = 1000  # images, unless that made fewer shards than there may be processes
+_SHARDS = 64
 
 
 class StreamTrainer(RankingTrainer):
     """Takes its batches from a `TripletStream`; an epoch is as many batches as the stream gives.
 
+    Of several processes each streams its own part of the images, and brings its share of a batch's triplets.
+
     Args:
-        stream: Gives (images uint8 (B, 3, H, W), labels (B,)), and can be set to any batch of any epoch.
+        stream: Gives this process's (images uint8 (b, 3, H, W), labels (b,)), and can be set to any batch of any epoch.
         stage: The arguments of ``StageTrainer``.
     """
 
@@ -45,13 +50,14 @@ class StreamTrainer(RankingTrainer):
             self.stream.set_epoch(self.epoch, self.iteration)
             self._running = iter(self.stream)
         images, labels = next(self._running)
-        return images, labels
+        return images, distributed.gather_rows(labels, distributed.shares(self.batch_images))
 
     @property
     def triplet_counters(self) -> dict[str, int]:
-        """What the stream has counted since the stage began."""
+        """What the streams of all processes have counted since the stage began."""
+        found = distributed.from_all(self.stream.counters)
         return {
-            name: count + self._counted_before.get(name, 0) for name, count in self.stream.counters.items()
+            name: sum(one[name] for one in found) + self._counted_before.get(name, 0) for name in found[0]
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -84,8 +90,13 @@ def open_stream(
     images: PackedImages,
     relevance: Relevance | None,
     progress: Progress | None = None,
+    *,
+    alone: bool = False,
 ) -> Any:
-    """Write the images as shards, where that is not done yet, and open them as the stage's stream."""
+    """Write the images as shards, where that is not done yet, and open them as the stage's stream.
+
+    As if there were no other process if ``alone``: what others share with it cannot be read without them.
+    """
     from dr_plugin.datasets import write_shards
 
     where = write_shards(
@@ -94,10 +105,12 @@ def open_stream(
         derived_folder(recipe, "shards"),
         relevance=relevance,
         features=np.arange(len(images), dtype=np.int64)[:, None],  # a sample brings its index: see `ByIndex`
+        images_per_shard=max(1, min(_SHARD, len(images) // _SHARDS)),
         seed=recipe.seed,
         progress=progress,
     )
-    return build.build_stream(stage, recipe, where, None if relevance is None else ByIndex(relevance))
+    pairs = None if relevance is None else ByIndex(relevance)
+    return build.build_stream(stage, recipe, where, pairs, alone=alone)
 
 
 class ByIndex:

@@ -48,17 +48,17 @@ def run_sweep(
     reporter = reporter or SilentReporter()
     points = plan(recipe, recipe_file.parse(recipe.to_yaml(), str(folder / "recipe.yaml")))
     series = Series(folder, _runs(recipe, points, folder), [device], reporter, what="sweep", each="point")
-    series.check_folder(resume)
-    series.check_data()
-    if not resume:
-        write_text(folder / "recipe.yaml", recipe.to_yaml())
 
     def write() -> SweepResult:
         table = summarise(recipe, points, folder, series.failures)
         return SweepResult(write_sweep_report(folder, table), table)
 
-    series.run(lambda: _tell_unmeasured(write(), reporter))
-    result = write()
+    with series.claimed(resume):
+        series.check_data()
+        if not resume:
+            write_text(folder / "recipe.yaml", recipe.to_yaml())
+        series.run(lambda: _tell_unmeasured(write(), reporter))
+        result = write()
     series.check_failures(result.report)
     return result
 

@@ -14,11 +14,14 @@ from pytorch_metric_learning.trainers import BaseTrainer
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import nn
 
+from dr_plugin import distributed
 from dr_plugin.datasets import BatchAugment, PackedImages
 
-from . import checkpoint
+from . import checkpoint, trainer_state
 from .averaging import AveragedWeights
 from .epoch_order import EpochOrder
+from .prefetch import Prefetch
+from .ranks import check_divisible, check_same_batches, noise_of_rank
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,14 +34,17 @@ class StageTrainer(BaseTrainer):
     """The loop that both stages share, as a PML trainer.
 
     Differs from PML's trainers in:
-      - a batch is one index operation on ``PackedImages`` and is augmented on the training device;
+      - a batch is one index operation on ``PackedImages``, made one step ahead where an accelerator trains, and is
+        augmented on the training device;
       - the sampler's whole epoch is drawn before its first step (see `EpochOrder`), so that a resume in the middle of
         an epoch needs nothing of the sampler;
       - nothing waits for the device within a step; the loss is read every ``check_every`` steps (every step on a
         CPU, where it is free) and a non-finite one stops the run;
       - schedules are stepped before ``end_of_iteration_hook``, so that a checkpoint made there holds the whole step;
       - the losses of the last step are still there in ``end_of_epoch_hook``;
-      - there is no ``DataLoader``: its arguments are refused.
+      - there is no ``DataLoader``: its arguments are refused;
+      - on several processes (torchrun), all draw the same batches and each takes its share of a batch's images through
+        the network. A batch and its triplets are the same on any number of them.
 
     Args:
         augment: Turns a uint8 batch into the network's input.
@@ -78,14 +84,21 @@ class StageTrainer(BaseTrainer):
         self.autocast_dtype = DTYPES[precision]
         self.gradient_clip = gradient_clip
         self.max_steps = max_steps
+        self.seed = seed
         self.augment_generator = torch.Generator().manual_seed(seed + 1)
         self.batches: list[torch.Tensor] = []  # the running epoch's; empty between epochs
         self.epochs_done = self.batches_done = self.steps_done = self.images_seen = 0
         super().__init__(**pml)
-        self.check_every = 1 if self.data_device.type == "cpu" else check_every
+        on_cpu = self.data_device.type == "cpu"
+        self.check_every = 1 if on_cpu else check_every
+        self.prefetch, self.reads_ahead = Prefetch(self.read_batch), not on_cpu
         self.scaler = torch.amp.GradScaler(self.data_device.type, enabled=precision == "float16")
         self.loss_sum, self.loss_count = torch.zeros((), device=self.data_device), 0
         trunk = self.models["trunk"]
+        size = augment.image_size
+        self.network = distributed.in_parallel(
+            self.trained_part(), torch.zeros(2, 3, size, size, device=self.data_device)
+        )
         self.averaged = AveragedWeights(trunk, averaged_decay) if averaged_decay is not None else None
         self.order = EpochOrder(self.sampler, len(self.dataset), int(self.batch_size), seed)
         self.steps_per_epoch = self.order.batches_per_epoch
@@ -94,13 +107,17 @@ class StageTrainer(BaseTrainer):
                 f"got {len(self.dataset)} images and batch size {self.batch_size}, expected at least one whole batch; "
                 "lower batch_size"
             )
+        check_divisible(self.models, self.mining_funcs)
+
+    def trained_part(self) -> nn.Module:
+        """What maps images to what the loss looks at, and is trained."""
+        trunk: nn.Module = self.models["trunk"]
+        return trunk
 
     def modify_schema(self) -> None:
         """Keep PML from warning of what is meant: no embedder, one optimizer for trunk and classifier."""
         self.schema["models"].important = []
         self.schema["optimizers"].important = ["trunk_optimizer"]
-
-    # -- the loop ------------------------------------------------------------------------------------------------
 
     def train(self, start_epoch: int = 1, num_epochs: int = 1) -> None:
         """Train up to and including epoch ``num_epochs`` (PML's meaning), going on where a loaded state stood."""
@@ -111,6 +128,7 @@ class StageTrainer(BaseTrainer):
             self.set_to_train()
             if not self.batches:
                 self.batches = self.order.batches(epoch)
+            check_same_batches(self.batches, self.mining_funcs, self.data_device, epoch)
             self.iterations_per_epoch = len(self.batches)
             for iteration in range(self.batches_done, len(self.batches)):
                 self.iteration = iteration
@@ -135,7 +153,7 @@ class StageTrainer(BaseTrainer):
         return self.max_steps is not None and self.steps_done >= self.max_steps
 
     def get_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The step's images, augmented on the device (B, 3, S, S), and labels (B,).
+        """This process's images of the step, augmented on the device (b, 3, S, S), and all labels (B,).
 
         The labels stay on the CPU, where a miner can read them without waiting for a GPU; PML's miners and losses
         move what they need. Only a subset miner's indices ask for them on the device.
@@ -145,29 +163,59 @@ class StageTrainer(BaseTrainer):
         images = images.to(self.data_device, non_blocking=True)
         if "subset_batch_miner" in self.mining_funcs:
             labels = labels.to(self.data_device)
-        images = self.augment(images, generator=self.augment_generator, training=True)
+        images = self.augment(
+            images, self.augment_generator, training=True, part_of=(self.part.start, self.batch_images)
+        )
         batch: tuple[torch.Tensor, torch.Tensor] = self.maybe_do_batch_mining(images, labels)
         return batch
 
     def take_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The step's images as they are stored, uint8 (B, 3, H, W), and their labels (B,)."""
+        """This process's images of the step as they are stored, uint8 (b, 3, H, W), and all labels (B,)."""
+        indices, *following = self.batches[self.iteration : self.iteration + 2]
+        return self.prefetch.take(indices, *(following if self.reads_ahead else []))
+
+    def read_batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `take_batch`, of the batch of these indices (B,)."""
+        part = distributed.share(len(indices))
         # Pinned, so that the copy to a GPU does not hold up the host.
-        return self.dataset.batch(self.batches[self.iteration], pin=self.data_device.type == "cuda")
+        images, labels = self.dataset.batch(indices[part], pin=self.data_device.type == "cuda")
+        return images, labels if distributed.world_size() == 1 else self.dataset.labels[indices]
+
+    @property
+    def batch_images(self) -> int:
+        """B, the images of the running step on all processes."""
+        return len(self.batches[self.iteration])
+
+    @property
+    def part(self) -> slice:
+        """Those of the running batch that this process takes through the network."""
+        return distributed.share(self.batch_images)
 
     def autocast(self) -> AbstractContextManager[None]:
         """Autocast of the models' forward pass to the precision asked for."""
         enabled = self.autocast_dtype is not torch.float32
         return torch.autocast(self.data_device.type, dtype=self.autocast_dtype, enabled=enabled)
 
+    def noise(self) -> AbstractContextManager[None]:
+        """Random numbers of this process's own within a network, such as those of dropout."""
+        return noise_of_rank(self.seed, self.steps_done, self.data_device)
+
+    def get_trunk_output(self, data: torch.Tensor) -> torch.Tensor:
+        """What the network makes of this process's images."""
+        data = c_f.to_device(data, device=self.data_device, dtype=self.dtype)
+        return self.network(data)  # type: ignore[no-any-return]
+
     def compute_embeddings(self, data: torch.Tensor) -> torch.Tensor:
-        """Embeddings (B, D) in float32, whatever the precision of the forward pass."""
-        with self.autocast():
+        """Embeddings (B, D) of all processes' images in float32, whatever the precision of the forward pass."""
+        with self.autocast(), self.noise():
             embeddings: torch.Tensor = super().compute_embeddings(data)
-        return embeddings.float()
+        return distributed.gather_rows(embeddings.float(), distributed.shares(self.batch_images))
 
     def backward(self) -> None:
-        """Gradients of the total loss, scaled under float16."""
+        """Gradients of the total loss, scaled under float16; those of a loss's own weights alike on all processes."""
         self.scaler.scale(self.losses["total_loss"]).backward()
+        for loss in self.loss_funcs.values():
+            distributed.average_gradients(loss.parameters())
 
     def clip_gradients(self) -> None:
         """Clip each optimizer's gradient to ``gradient_clip``, then PML's own clippers."""
@@ -188,26 +236,26 @@ class StageTrainer(BaseTrainer):
         if self.averaged is not None:
             self.averaged.update(self.models["trunk"])
 
-    # -- what the hooks read -------------------------------------------------------------------------------------
-
-    def check_loss(self) -> None:
+    def check_loss(self) -> float:
         """Wait for the device and see that no loss since the last ``mean_loss`` was infinite or not a number.
+
+        Gives their sum.
 
         Raises:
             TrainingError: if one was.
         """
-        total = float(self.loss_sum)
+        total = float(distributed.averaged(self.loss_sum))
         if not math.isfinite(total):
             first = self.steps_done - self.loss_count + 1
             raise TrainingError(
                 f"the loss became {total} in steps {first} to {self.steps_done}, expected a finite number; the last "
                 "good checkpoint is kept. Lower the learning rate, set gradient_clip, or use precision: float32"
             )
+        return total
 
     def mean_loss(self) -> float:
         """The mean total loss since the last call, seen by ``check_loss`` to be finite."""
-        self.check_loss()
-        mean = float(self.loss_sum) / max(1, self.loss_count)
+        mean = self.check_loss() / max(1, self.loss_count)
         self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
         return mean
 
@@ -224,10 +272,8 @@ class StageTrainer(BaseTrainer):
         """What was counted of the triplets since the stage began; nothing here."""
         return {}
 
-    # -- state ---------------------------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training needs to go on from here to the same numbers.
+        """Everything that training needs to go on from here to the same numbers, on any number of processes.
 
         Raises:
             TrainingError: if a weight is not finite, so that no bad checkpoint replaces a good one.
@@ -237,54 +283,17 @@ class StageTrainer(BaseTrainer):
                 f"{name} is not finite after step {self.steps_done}; the last good checkpoint is kept. "
                 "Lower the learning rate or set gradient_clip"
             )
-        stateful = hasattr(self.sampler, "state_dict")
-        return {
-            "models": {key: module.state_dict() for key, module in self.models.items()},
-            "averaged": self.averaged.state_dict() if self.averaged is not None else None,
-            "optimizers": {key: value.state_dict() for key, value in self.optimizers.items()},
-            "lr_schedulers": {key: value.state_dict() for key, value in self.lr_schedulers.items()},
-            "scaler": self.scaler.state_dict(),
-            "loss_funcs": {key: checkpoint.module_state(value) for key, value in self.loss_funcs.items()},
-            "mining_funcs": {key: checkpoint.module_state(value) for key, value in self.mining_funcs.items()},
-            "sampler": self.sampler.state_dict() if stateful else None,
-            "generators": {
-                "global": checkpoint.generators_state(self.data_device),
-                "order": self.order.generator.get_state(),
-                "augment": self.augment_generator.get_state(),
-            },
-            "position": {key: getattr(self, key) for key in _POSITION},
-            "batches": list(self.batches),
-            "loss_sum": self.loss_sum.clone(),
-        }
+        return trainer_state.state_of(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state``; the trainer must have been built from the same recipe."""
-        for family in ("models", "optimizers", "lr_schedulers"):
-            for key, value in getattr(self, family).items():
-                value.load_state_dict(state[family][key])
-        for family in ("loss_funcs", "mining_funcs"):
-            for key, value in getattr(self, family).items():
-                checkpoint.load_module_state(value, state[family][key])
-        if self.averaged is not None:
-            self.averaged.load_state_dict(state["averaged"])
-        self.scaler.load_state_dict(state["scaler"])
-        if state["sampler"] is not None:
-            self.sampler.load_state_dict(state["sampler"])
-        for key in _POSITION:
-            setattr(self, key, state["position"][key])
-        self.batches = list(state["batches"])
-        self.loss_sum = state["loss_sum"].to(self.data_device)
-        self.order.generator.set_state(state["generators"]["order"])
-        self.augment_generator.set_state(state["generators"]["augment"])
-        checkpoint.restore_generators(state["generators"]["global"], self.data_device)
-
-    # -- details -------------------------------------------------------------------------------------------------
+        trainer_state.restore(self, state)
 
     def _account(self) -> None:
         """Count the step and add up its loss on the device."""
         self.batches_done = self.iteration + 1
         self.steps_done += 1
-        self.images_seen += len(self.batches[self.iteration])
+        self.images_seen += self.batch_images
         self.loss_sum = self.loss_sum + self.losses["total_loss"].detach()
         self.loss_count += 1
 
@@ -292,6 +301,3 @@ class StageTrainer(BaseTrainer):
         for key, optimizer in self.optimizers.items():
             if key.removesuffix("_optimizer") not in self.freeze_these:
                 yield optimizer
-
-
-_POSITION = ("epochs_done", "batches_done", "steps_done", "images_seen", "loss_count")

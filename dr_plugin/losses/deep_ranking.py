@@ -11,7 +11,7 @@ from pytorch_metric_learning.reducers.base_reducer import BaseReducer
 from torch import Tensor
 
 from dr_plugin.checks import check_number
-from dr_plugin.losses.explicit_triplets import TripletMargins, WideLoss, as_triplets
+from dr_plugin.losses.explicit_triplets import SquaredMargins, TripletMargins, WideLoss, as_triplets
 from dr_plugin.losses.row_distance import prepared, row_distance
 from dr_plugin.triplets.embedding import at_least_float32
 
@@ -60,8 +60,9 @@ class DeepRankingLoss(WideLoss):
 
     max(0, gap + D(query, positive) - D(query, negative)), eq. (3), with D the squared Euclidean distance of
     unit-norm embeddings unless another is given. Value and gradient are those of PML's
-    `TripletMarginLoss(margin=gap, distance=LpDistance(power=2))`, but only the T distances asked for are
-    computed, never the (B, M) matrix, and in chunks, so that the memory does not grow with T x D.
+    `TripletMarginLoss(margin=gap, distance=LpDistance(power=2))`, but for many embeddings only the T distances asked
+    for are computed, not the (B, M) matrix, and in chunks, so that the memory does not grow with T x D. Where that
+    matrix has at most 128 entries a triplet it is the faster way, and taken for the distance above.
 
     - No triplets: 0, attached to the graph.
     - `indices_tuple=None` means all triplets of the labels, as in PML, and pairs (a1, p, a2, n) are joined on
@@ -143,9 +144,18 @@ class DeepRankingLoss(WideLoss):
             zero: dict[str, Any] = self.zero_losses()
             return zero
         query, reference = prepared(self.distance, embeddings, ref_emb)
-        margins = TripletMargins.apply(_margin(self.distance), query, reference, *triplets)
+        if _is_default(self.distance) and SquaredMargins.worth_it(query, reference, len(triplets[0])):
+            margins = SquaredMargins.apply(query, reference, *triplets)
+        else:
+            margins = TripletMargins.apply(_margin(self.distance), query, reference, *triplets)
         losses = torch.nn.functional.relu(margins + self.gap)
         return {"loss": {"losses": losses, "indices": triplets, "reduction_type": "triplet"}}
+
+
+def _is_default(distance: BaseDistance) -> bool:
+    """Whether it is the squared Euclidean distance of unit-norm embeddings."""
+    squared = type(distance) is LpDistance and distance.p == distance.power == 2
+    return squared and bool(distance.normalize_embeddings)
 
 
 def _margin(distance: BaseDistance) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

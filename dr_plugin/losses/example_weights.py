@@ -11,9 +11,8 @@ from torch import Tensor
 from dr_plugin.triplets.embedding import embedding_values
 from dr_plugin.triplets.layout import ClassLayout
 
-LossTerms = dict[
-    str, Any
-]  # as PML's losses give them to their reducer: name -> losses, indices, reduction_type
+# As PML's losses give them to their reducer: name -> losses, indices, reduction_type.
+LossTerms = dict[str, Any]
 
 
 def mean_relevances(

@@ -12,7 +12,11 @@ from torch.autograd.function import once_differentiable
 
 from dr_plugin.triplets.embedding import at_least_float32
 
-_CHUNK_ELEMENTS = 1 << 19  # of one gathered (chunk, D) tensor: 2 MiB in float32
+_CHUNK_ELEMENTS = 1 << 19  # of one gathered (chunk, D) tensor: 2 MiB in float32, which a CPU's cache holds
+_GPU_CHUNK_ELEMENTS = 1 << 24  # few kernels count for more there
+_ENTRIES_PER_TRIPLET = (
+    128  # of a matrix of products, up to which it is faster than gathering (measured on a CPU)
+)
 _MAX_PAIRINGS = 1 << 30  # bytes of the mask that PML builds to enumerate triplets
 
 
@@ -55,9 +59,54 @@ class TripletMargins(torch.autograd.Function):
         return None, grad_query, grad_reference, None, None, None
 
 
+class SquaredMargins(torch.autograd.Function):
+    """||q - p||^2 - ||q - n||^2 of each triplet, from the products of all queries with all references.
+
+    Faster than `TripletMargins` where there are many triplets for the size of that (B, M) matrix. Differences of large
+    numbers lose digits: for embeddings of unit norm.
+    """
+
+    @staticmethod
+    def worth_it(query: Tensor, reference: Tensor, triplets: int) -> bool:
+        """Whether the matrix takes about as much memory as gathered rows would, and less time."""
+        return len(query) * len(reference) <= _ENTRIES_PER_TRIPLET * triplets
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, reference: Tensor, *triplets: Tensor) -> Tensor:
+        """(B, D), (M, D), 3 x (T,) -> (T,)."""
+        ctx.save_for_backward(query, reference, *triplets)
+        anchors, positives, negatives = triplets
+        with torch.autocast(query.device.type, enabled=False):
+            products = (query @ reference.T).flatten()
+        rows = anchors * len(reference)
+        inner = products.index_select(0, rows + negatives) - products.index_select(0, rows + positives)
+        squares = reference.square().sum(1)
+        return squares.index_select(0, positives) - squares.index_select(0, negatives) + 2 * inner
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the query and the reference embeddings."""
+        query, reference, anchors, positives, negatives = ctx.saved_tensors
+        double, rows = 2 * grad_output, anchors * len(reference)
+        of_products = query.new_zeros(len(query) * len(reference))
+        of_products.index_add_(0, rows + negatives, double).index_add_(0, rows + positives, -double)
+        of_products = of_products.view(len(query), len(reference))
+        grad_query = grad_reference = None
+        with torch.autocast(query.device.type, enabled=False):
+            if ctx.needs_input_grad[0]:
+                grad_query = of_products @ reference
+            if ctx.needs_input_grad[1]:
+                of_squares = query.new_zeros(len(reference))
+                of_squares.index_add_(0, positives, double).index_add_(0, negatives, -double)
+                grad_reference = (of_products.T @ query).add_(of_squares.unsqueeze(1) * reference)
+        return grad_query, grad_reference, None, None, None
+
+
 def _chunks(query: Tensor, reference: Tensor, *triplets: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
     """Slices of the triplets, each with its rows of query, positive and negative, 3 x (chunk, D)."""
-    size = max(1, _CHUNK_ELEMENTS // max(1, query.shape[1]))
+    elements = _CHUNK_ELEMENTS if query.device.type == "cpu" else _GPU_CHUNK_ELEMENTS
+    size = max(1, elements // max(1, query.shape[1]))
     sources = (query, reference, reference)
     for start in range(0, len(triplets[0]), size):
         part = slice(start, start + size)
@@ -111,13 +160,8 @@ def as_triplets(
         if labels is None or ref_labels is None:
             raise ValueError("got ref_emb without ref_labels and no indices_tuple, expected one of these two")
         pairings = len(labels) * len(ref_labels) ** 2
-    elif len(indices_tuple) == 4:
-        pairings = len(indices_tuple[0]) * len(indices_tuple[2])
-    elif len({len(indices) for indices in indices_tuple}) != 1 or len(indices_tuple) != 3:
-        lengths = [len(indices) for indices in indices_tuple]
-        raise ValueError(f"indices_tuple: got lengths {lengths}, expected 3 of one length, or 4 as pairs")
     else:
-        pairings = 0
+        pairings = check_lengths(indices_tuple)
     if pairings > _MAX_PAIRINGS:
         raise ValueError(
             f"indices_tuple: got {'none' if indices_tuple is None else 'pairs'}, whose triplets would be "
@@ -131,6 +175,16 @@ def as_triplets(
     # int32 is an index for some operations only, and uint8 a mask for some.
     anchors, positives, negatives = (indices.to(embeddings.device, torch.long) for indices in triplets)
     return anchors, positives, negatives
+
+
+def check_lengths(indices_tuple: tuple[Tensor, ...]) -> int:
+    """How many combinations of pairs are meant, 0 by triplets; ValueError if they are neither."""
+    lengths = [len(indices) for indices in indices_tuple]
+    if len(lengths) == 3 and len(set(lengths)) == 1:
+        return 0
+    if len(lengths) != 4 or lengths[0] != lengths[1] or lengths[2] != lengths[3]:
+        raise ValueError(f"indices_tuple: got lengths {lengths}, expected 3 of one length, or 4 as pairs")
+    return lengths[0] * lengths[2]
 
 
 def _check_indices(indices: Tensor, count: int, wait: bool) -> None:

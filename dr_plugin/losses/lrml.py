@@ -9,7 +9,7 @@ from pytorch_metric_learning.reducers import AvgNonZeroReducer
 from pytorch_metric_learning.reducers.base_reducer import BaseReducer
 from torch import Tensor
 
-from dr_plugin.checks import check_number
+from dr_plugin.checks import check_flag, check_number
 from dr_plugin.losses.deep_ranking import AsyncAvgNonZeroReducer
 from dr_plugin.losses.explicit_triplets import WideLoss, as_triplets
 from dr_plugin.losses.row_distance import prepared, row_distance
@@ -129,10 +129,9 @@ class LRMLLoss(WideLoss):
                 "positive: got 'random', expected another one: the loss draws nothing; "
                 "use RankedNegativeMiner(positive='random') with it"
             )
-        if not isinstance(two_sided, bool):
-            raise ValueError(f"two_sided: got {two_sided!r}, expected True or False")
-        check_number("push_weight", push_weight, above=0)
-        _check_margins(margin, step, positive_margin)
+        two_sided = check_flag("two_sided", two_sided)
+        push_weight = check_number("push_weight", push_weight, above=0)
+        margin, step, positive_margin = _checked_margins(margin, step, positive_margin)
         _check_distance(LpDistance() if distance is None else distance, margin + (negatives - 1) * step)
         super().__init__(
             distance=distance,
@@ -228,15 +227,16 @@ class LRMLLoss(WideLoss):
         return positives, negatives[of]
 
 
-def _check_margins(margin: float, step: float, positive_margin: float) -> None:
-    check_number("margin", margin, above=0)
-    check_number("step", step, minimum=0)
-    check_number("positive_margin", positive_margin, minimum=0)
+def _checked_margins(margin: float, step: float, positive_margin: float) -> tuple[float, float, float]:
+    margin = check_number("margin", margin, above=0)
+    step = check_number("step", step, minimum=0)
+    positive_margin = check_number("positive_margin", positive_margin, minimum=0)
     if positive_margin >= margin:
         raise ValueError(
             f"positive_margin: got {positive_margin}, expected less than the margin {margin}: the positive nearer "
             "than the negatives"
         )
+    return margin, step, positive_margin
 
 
 def _check_distance(distance: BaseDistance, largest: float) -> None:

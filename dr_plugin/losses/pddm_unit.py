@@ -54,7 +54,7 @@ class PDDMUnit(torch.nn.Module):
     """
 
     def __init__(self, embedding_size: int) -> None:
-        size = check_whole("embedding_size", embedding_size, minimum=1)
+        size = check_whole("embedding_size", embedding_size, minimum=1, below=2**31)
         super().__init__()
         self.embedding_size = size
         self.difference = torch.nn.Linear(size, size)
@@ -119,13 +119,15 @@ class PDDMUnit(torch.nn.Module):
             raise ValueError(
                 f"indices: got {tuple(indices.shape)}, expected ({len(query)}, K), a row for each query"
             )
+        if indices.is_floating_point() or indices.dtype == torch.bool:
+            raise ValueError(f"indices: got {indices.dtype}, expected integers")
         if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < len(gallery):
             raise ValueError(
                 f"indices: got {int(indices.min())} to {int(indices.max())}, expected indices of the gallery's "
                 f"{len(gallery)} rows"
             )
         rows = torch.arange(len(query), device=query.device).repeat_interleave(indices.shape[1])
-        return self.pairs(query, gallery, rows, indices.flatten()).view(indices.shape)
+        return self.pairs(query, gallery, rows, indices.long().flatten()).view(indices.shape)
 
     def check_size(self, name: str, embeddings: Tensor) -> None:
         """A ValueError unless the embeddings, called `name`, are of the unit's size, (N, D)."""

@@ -8,9 +8,10 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
 
-from dr_plugin.checks import check_whole, check_whole_or_none
+from dr_plugin.checks import check_whole, check_whole_or_none, shown
 from dr_plugin.losses.class_buffers import ClassBuffers
 from dr_plugin.losses.example_weights import LossTerms, loss_terms, mean_relevances, query_losses
+from dr_plugin.losses.explicit_triplets import check_lengths
 from dr_plugin.losses.memory import CrossBatchMemory
 from dr_plugin.losses.triplet_budget import (
     JoinedTriplets,
@@ -24,13 +25,14 @@ from dr_plugin.triplets.embedding import check_embedding_kernel
 Indices = tuple[Tensor, ...]  # 3 or 4 of PML's
 Labelled = tuple[Tensor, Tensor]  # embeddings and their labels
 Weigh = Literal["relevance", "given", "loss"]
+# They join pairs to triplets.
 _TRIPLET_LOSSES = (
     "TripletMarginLoss",
     "MarginLoss",
     "DeepRankingLoss",
     "LRMLLoss",
     "PDDMLoss",
-)  # they join pairs to triplets
+)
 
 
 class ReservoirMemory(CrossBatchMemory):
@@ -111,15 +113,21 @@ class ReservoirMemory(CrossBatchMemory):
         bandwidth: float | None = None,
         seed: int = 0,
     ) -> None:
-        embedding_size = check_whole("embedding_size", embedding_size, minimum=1)
-        capacity_per_class = check_whole("capacity_per_class", capacity_per_class, minimum=1)
-        num_classes = check_whole_or_none("num_classes", num_classes, minimum=1)
+        embedding_size = check_whole("embedding_size", embedding_size, minimum=1, below=2**31)
+        capacity_per_class = check_whole("capacity_per_class", capacity_per_class, minimum=1, below=2**31)
+        num_classes = check_whole_or_none("num_classes", num_classes, minimum=1, below=2**31)
         max_triplets = check_whole_or_none("max_triplets", max_triplets, minimum=1)
         max_age = check_whole_or_none("max_age", max_age, minimum=1)
         seed = check_whole("seed", seed, minimum=0)
-        if weigh is not None and weigh not in get_args(Weigh):
-            raise ValueError(f"weigh: got {weigh!r}, expected one of {', '.join(get_args(Weigh))} or None")
+        if not (weigh is None or (isinstance(weigh, str) and weigh in get_args(Weigh))):
+            raise ValueError(
+                f"weigh: got {shown(weigh)}, expected one of {', '.join(get_args(Weigh))} or None"
+            )
         check_embedding_kernel(kernel, bandwidth)
+        if (name := type(loss).__name__) not in self.supported_losses():
+            raise ValueError(f"loss: got {name}, expected one of {', '.join(self.supported_losses())}")
+        if miner is not None and not callable(miner):
+            raise ValueError(f"miner: got {shown(miner)}, expected one of PML's, or None")
         super(losses.CrossBatchMemory, self).__init__(loss=loss)  # not its own, which makes a queue
         self.loss, self.miner = loss, miner
         self.embedding_size, self.capacity_per_class = embedding_size, capacity_per_class
@@ -183,12 +191,14 @@ class ReservoirMemory(CrossBatchMemory):
         return loss
 
     def _check(
-        self, embeddings: Tensor, labels: Tensor, indices_tuple: object, enqueue_mask: Tensor | None
+        self, embeddings: Tensor, labels: Tensor, indices_tuple: Indices | None, enqueue_mask: Tensor | None
     ) -> None:
         if indices_tuple is not None and enqueue_mask is not None:
             raise ValueError("got both indices_tuple and enqueue_mask, expected one of them at most")
         c_f.check_shapes(embeddings, labels)
-        if labels is None or labels.is_floating_point() or labels.is_complex():
+        if indices_tuple is not None:
+            check_lengths(indices_tuple)
+        if labels is None or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             got = "no labels" if labels is None else f"labels of {labels.dtype}"
             raise ValueError(f"got {got}, expected an integer class for each embedding")
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_size:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import check_flag, check_whole
 from dr_plugin.metrics.faiss_index import Embeddings, Kind, build_index, search_index
 from dr_plugin.metrics.index_settings import index_settings
 from dr_plugin.metrics.knn import nearest
@@ -42,10 +42,9 @@ def approximate_recall(
     sample = check_whole("sample", sample, minimum=1)
     seed = check_whole("seed", seed, minimum=0)
     gallery, query = torch.as_tensor(embeddings), torch.as_tensor(queries)
-    if index.ntotal != len(gallery):
-        raise ValueError(
-            f"got an index of {index.ntotal} images and {len(gallery)} embeddings, expected as many"
-        )
+    count = getattr(index, "ntotal", "no")
+    if count != len(gallery):
+        raise ValueError(f"got an index of {count} images and {len(gallery)} embeddings, expected as many")
     rows = query[_sample(len(query), sample, seed).to(query.device)]
     return _share_found(search_index(index, rows, k, effort=effort), nearest(rows, gallery, k))
 
@@ -83,7 +82,7 @@ class ApproximateKNN:
         self, query: Tensor, k: int, reference: Tensor, ref_includes_query: bool = False
     ) -> tuple[Tensor, Tensor]:
         """The k nearest of reference to each query, as far as the index finds them."""
-        own = int(ref_includes_query)
+        own = int(check_flag("ref_includes_query", ref_includes_query))
         less = ", the query's own left out" if own else ""
         k = check_k(k, len(reference) - own, f"the rows of the reference{less}")
         if own and not torch.equal(query, reference[: len(query)]):

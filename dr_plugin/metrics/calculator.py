@@ -9,12 +9,13 @@ import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator, nan_accuracy
 from torch import Tensor
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import check_flag, check_whole, check_wholes, shown
 from dr_plugin.metrics.knn import ExactKNN
 from dr_plugin.metrics.matches import Reduction, averaged, right_neighbors
 from dr_plugin.metrics.mean_average_precision import mean_average_precision
 from dr_plugin.metrics.precision_at_k import precision_at_k
 from dr_plugin.metrics.recall_at_k import recall_at_k
+from dr_plugin.metrics.tiles import checked_device
 
 KNNFunction = Callable[[Tensor, int, Tensor, bool], tuple[Tensor, Tensor]]
 Array = Tensor | np.ndarray[Any, Any]
@@ -77,9 +78,11 @@ class RankingAccuracyCalculator(AccuracyCalculator):
         knn_func: KNNFunction | None = None,
         kmeans_func: Callable[[Tensor, int], Tensor] | None = None,
     ) -> None:
-        k = check_whole("k", k, minimum=1)
-        recall_at = [check_whole("recall_at", m, minimum=1) for m in recall_at]
-        map_at = [check_whole("map_at", m, minimum=1) for m in map_at]
+        k = check_whole("k", k, minimum=1, below=2**31)
+        recall_at = check_wholes("recall_at", recall_at, minimum=1)
+        map_at = check_wholes("map_at", map_at, minimum=1)
+        if knn_func is not None and not callable(knn_func):
+            raise ValueError(f"knn_func: got {shown(knn_func)}, expected a function, or None")
         metrics = {f"precision_at_{k}": partial(self._metric, precision_at_k, k)}
         metrics |= {f"recall_at_{m}": partial(self._metric, recall_at_k, m) for m in recall_at}
         metrics |= {f"mean_average_precision_at_{m}": partial(self._average_precision, m) for m in map_at}
@@ -87,12 +90,12 @@ class RankingAccuracyCalculator(AccuracyCalculator):
         for name, metric in metrics.items():
             setattr(self, f"calculate_{name}", metric)  # PML finds its metrics by this prefix
         super().__init__(
-            include=tuple(include) or self._ranking_metrics,
-            exclude=tuple(exclude),
-            avg_of_avgs=avg_of_avgs,
-            return_per_class=return_per_class,
+            include=_names("include", include) or self._ranking_metrics,
+            exclude=_names("exclude", exclude),
+            avg_of_avgs=check_flag("avg_of_avgs", avg_of_avgs),
+            return_per_class=check_flag("return_per_class", return_per_class),
             k=max((k, *recall_at, *map_at)),
-            device=None if device is None else torch.device(device),
+            device=None if device is None else checked_device(device),
             knn_func=ExactKNN() if knn_func is None else _CheckedKNN(knn_func),
             kmeans_func=kmeans_func,
         )
@@ -112,7 +115,8 @@ class RankingAccuracyCalculator(AccuracyCalculator):
         exclude: Sequence[str] = (),
     ) -> dict[str, Any]:
         """The metrics of query against reference, by name; arguments as in PML's AccuracyCalculator."""
-        include, exclude = tuple(include), tuple(exclude)
+        include, exclude = _names("include", include), _names("exclude", exclude)
+        check_flag("ref_includes_query", ref_includes_query)
         self.check_primary_metrics(include, exclude)
         if (reference is None) != (reference_labels is None):
             raise ValueError("got only one of reference and reference_labels, expected both or neither")
@@ -150,9 +154,9 @@ class RankingAccuracyCalculator(AccuracyCalculator):
         """All labels in one (N,) tensor, renumbered 0..C-1 in their order."""
         tensors = [torch.as_tensor(each, device=self.device) for each in labels]
         for tensor in tensors:
-            if tensor.ndim != 1 or tensor.is_floating_point() or tensor.is_complex():
+            if tensor.ndim != 1 or len(tensor) == 0 or tensor.is_floating_point() or tensor.is_complex():
                 raise ValueError(
-                    f"got labels {tuple(tensor.shape)} of {tensor.dtype}, expected (N,) integers"
+                    f"got labels {tuple(tensor.shape)} of {tensor.dtype}, expected (N,) integers, N at least 1"
                 )
         dense: Tensor = torch.unique(torch.cat(tensors), return_inverse=True)[1]
         return dense
@@ -198,6 +202,12 @@ class RankingAccuracyCalculator(AccuracyCalculator):
 
     def _reduction(self) -> Reduction:
         return "class" if self.avg_of_avgs or self.return_per_class else "mean"
+
+
+def _names(argument: str, names: Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{argument}: got {shown(names)}, expected names of metrics in a list or a tuple")
+    return tuple(names)
 
 
 class _CheckedKNN:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dr_plugin.atomic import replacing
-from dr_plugin.checks import check_whole_or_none
+from dr_plugin.checks import check_path, check_whole_or_none
 from dr_plugin.metrics.index_settings import index_settings
 from dr_plugin.metrics.knn import LARGEST_NORM, SPARE
 from dr_plugin.metrics.matches import check_k
@@ -118,7 +118,7 @@ def search_index(
     if rows.shape[1] != index.d:
         raise ValueError(f"got query {tuple(rows.shape)}, expected (Q, {index.d}) as the index holds")
     k = check_k(k, index.ntotal, f"the index holds {index.ntotal} rows")
-    effort = check_whole_or_none("effort", effort, minimum=1)
+    effort = check_whole_or_none("effort", effort, minimum=1, below=2**31)
     _checked_mean("query", rows)
     wide = min(k + SPARE, index.ntotal)
     found = [
@@ -130,10 +130,17 @@ def search_index(
 
 
 def save_index(index: Any, path: Path | str) -> None:
-    """Write the index to a file, which is there whole or not at all."""
+    """Write the index to a file, which is there whole or not at all.
+
+    Raises:
+        ValueError: if the index is none that ``build_index`` has made, or the path is a folder's.
+    """
     faiss = import_faiss("an index", "use dr_plugin.metrics.nearest")
     _parts(faiss, index)
-    with replacing(Path(path)) as file:
+    path = check_path("path", path)
+    if path.is_dir():
+        raise ValueError(f"path: got the folder {str(path)!r}, expected a file")
+    with replacing(path) as file:
         faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
 
 
@@ -145,7 +152,7 @@ def load_index(path: Path | str) -> Any:
         ValueError: if it holds no index of ours.
     """
     faiss = import_faiss("an index", "use dr_plugin.metrics.nearest")
-    path = Path(path)
+    path = check_path("path", path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such index: build_index and save_index make one")
     try:
@@ -265,7 +272,8 @@ def _checked_mean(name: str, rows: Tensor) -> NDArray[np.float32]:
     total = np.zeros(rows.shape[1])
     for done, block in _blocks(rows):
         values = _float32(block)
-        bad = ~(np.linalg.norm(values, axis=1) < LARGEST_NORM)  # NaN is bad too
+        with np.errstate(over="ignore"):
+            bad = ~(np.linalg.norm(values, axis=1) < LARGEST_NORM)  # NaN is bad too
         if bad.any():
             row = done - len(values) + int(bad.argmax())
             raise ValueError(

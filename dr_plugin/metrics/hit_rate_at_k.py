@@ -1,11 +1,13 @@
 """Hit rate at k, for relevances that are no class labels."""
 
+import math
 from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dr_plugin.checks import as_number, shown
 from dr_plugin.metrics.matches import check_k
 
 
@@ -47,8 +49,11 @@ def hit_rate_at_k(
             f"got relevance {tuple(values.shape)} of {values.dtype}, expected (Q, K) bool or numbers, Q > 0"
         )
     k = check_k(k, values.shape[1], "the neighbours at hand")
-    if reduction not in ("mean", "none"):
-        raise ValueError(f"got reduction={reduction!r}, expected 'mean' or 'none'")
+    threshold = as_number(threshold)
+    if math.isnan(threshold):
+        raise ValueError("threshold: got no number, expected one that relevances can be compared with")
+    if not isinstance(reduction, str) or reduction not in ("mean", "none"):
+        raise ValueError(f"got reduction={shown(reduction)}, expected 'mean' or 'none'")
     if values.is_floating_point() and values.isnan().any():
         raise ValueError("relevance: got NaN, expected numbers")
     relevant = values if values.dtype == torch.bool else values > threshold

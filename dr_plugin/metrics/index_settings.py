@@ -4,7 +4,7 @@ import difflib
 import math
 from collections.abc import Mapping
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import check_whole, shown
 
 # faiss's own measure: k-means on fewer images a list gives poor lists.
 IMAGES_A_LIST = 39
@@ -22,8 +22,8 @@ def index_settings(kind: str, size: int, seed: int, given: Mapping[str, int]) ->
         "ivf": {"lists": lists, "probes": 0},
         "hnsw": {"links": 32, "build_effort": 100, "search_effort": 128},
     }
-    if kind not in defaults:
-        raise ValueError(f"got kind={kind!r}, expected 'flat', 'ivf' or 'hnsw'")
+    if not isinstance(kind, str) or kind not in defaults:
+        raise ValueError(f"got kind={shown(kind)}, expected 'flat', 'ivf' or 'hnsw'")
     for name, value in given.items():
         if name not in defaults[kind]:
             near = difflib.get_close_matches(name, defaults[kind], 1)
@@ -31,7 +31,7 @@ def index_settings(kind: str, size: int, seed: int, given: Mapping[str, int]) ->
                 f"got {name}={value!r} for kind={kind!r}, expected one of {sorted(defaults[kind]) or 'no settings'}"
                 + (f": did you mean {near[0]}?" if near else "")
             )
-    numbers = {name: check_whole(name, value, minimum=1) for name, value in given.items()}
+    numbers = {name: check_whole(name, value, minimum=1, below=2**31) for name, value in given.items()}
     check_whole("seed", seed, minimum=0, below=2**31)
     values = {**defaults[kind], **numbers}
     if kind == "ivf":

@@ -6,9 +6,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dr_plugin.checks import check_whole_or_none
+from dr_plugin.checks import check_flag, check_whole_or_none
 from dr_plugin.metrics.matches import check_k
-from dr_plugin.metrics.tiles import Progress, Tiles, candidate_search, chunk_rows, full_precision
+from dr_plugin.metrics.tiles import (
+    Progress,
+    Tiles,
+    candidate_search,
+    checked_device,
+    chunk_rows,
+    full_precision,
+)
 
 # Candidates kept beyond k: the tiles rank by rounded distances, the last step by exact ones.
 SPARE = 8
@@ -67,18 +74,14 @@ def nearest(
         >>> nearest(gallery, gallery, k=1, exclude_self=True)[1].T
         tensor([[1, 0, 1]])
     """
+    exclude_self, largest = check_flag("exclude_self", exclude_self), check_flag("largest", largest)
+    device = None if device is None else checked_device(device)
     _check_arguments(query, gallery, exclude_self)
     less = ", its own row left out" if exclude_self else ""
     k = check_k(k, len(gallery) - int(exclude_self), f"the gallery holds {len(gallery)} rows{less}")
     chunk_size = check_whole_or_none("chunk_size", chunk_size, minimum=1)
     search = candidate_search(backend, largest, device)
-    where = (
-        torch.device(device)
-        if device is not None
-        else gallery.device
-        if backend == "torch"
-        else torch.device("cpu")
-    )
+    where = device or (gallery.device if backend == "torch" else torch.device("cpu"))
     dtype = torch.promote_types(torch.promote_types(query.dtype, gallery.dtype), torch.float32)
     chunk = chunk_size or chunk_rows(query.shape[1], dtype.itemsize)
     tiles = Tiles(query, gallery, chunk, where, dtype)
@@ -117,7 +120,7 @@ class ExactKNN:
             query,
             reference,
             k,
-            exclude_self=ref_includes_query,
+            exclude_self=check_flag("ref_includes_query", ref_includes_query),
             chunk_size=self.chunk_size,
             backend=self.backend,
         )
@@ -173,9 +176,8 @@ def _check_values(tiles: Tiles, exclude_self: bool) -> None:
     sides = {"gallery": tiles.gallery} if same else {"query": tiles.query, "gallery": tiles.gallery}
     for name, embeddings in sides.items():
         for start in tiles.starts(embeddings):
-            bad = ~(
-                torch.linalg.vector_norm(tiles.block(embeddings, start), dim=1) < LARGEST_NORM
-            )  # NaN is bad too
+            # NaN is bad too.
+            bad = ~(torch.linalg.vector_norm(tiles.block(embeddings, start), dim=1) < LARGEST_NORM)
             if bad.any():
                 row = start + int(bad.nonzero()[0, 0])
                 raise ValueError(

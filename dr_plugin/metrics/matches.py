@@ -1,11 +1,11 @@
 """What the metrics and searches at k share: k itself, which neighbours are right, and averages over queries."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import check_whole, shown
 
 Reduction = Literal["mean", "none", "class"]
 
@@ -36,7 +36,9 @@ def right_neighbors(neighbor_labels: Tensor, query_labels: Tensor, k: int) -> Te
         if labels.is_floating_point() or labels.is_complex():
             raise ValueError(f"got {name} of {labels.dtype}, expected integers: floats merge large class ids")
     if len(query_labels) == 0:
-        raise ValueError("got no queries, expected at least one: the mean of nothing is not a number")
+        raise ValueError(
+            "query_labels: got no queries, expected at least one: the mean of nothing is not a number"
+        )
     k = check_k(k, neighbor_labels.shape[1], "the neighbours at hand")
     return neighbor_labels[:, :k] == query_labels[:, None]
 
@@ -50,14 +52,12 @@ def averaged(counts: Tensor, out_of: int, query_labels: Tensor, reduction: Reduc
         counts (Q,) long or float32, query_labels (Q,) integer -> () for "mean", (Q,) for "none", and for "class"
         (C,) in the order of ``torch.unique(query_labels)``; float32.
     """
+    if not isinstance(reduction, str) or reduction not in get_args(Reduction):
+        raise ValueError(f"got reduction={shown(reduction)}, expected 'mean', 'none' or 'class'")
     if reduction == "none":
         return counts / out_of
     if reduction == "mean":
         return counts.sum() / (len(counts) * out_of)
-    if reduction == "class":
-        classes, place, sizes = torch.unique(query_labels, return_inverse=True, return_counts=True)
-        sums = torch.zeros(len(classes), dtype=counts.dtype, device=counts.device).index_add_(
-            0, place, counts
-        )
-        return sums.div(sizes * out_of)
-    raise ValueError(f"got reduction={reduction!r}, expected 'mean', 'none' or 'class'")
+    classes, place, sizes = torch.unique(query_labels, return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(classes), dtype=counts.dtype, device=counts.device).index_add_(0, place, counts)
+    return sums.div(sizes * out_of)

@@ -6,6 +6,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dr_plugin.checks import shown
+
 Convention = Literal["mean", "trapezoid"]
 Without = Literal["left_out", "zero", "error"]
 
@@ -69,8 +71,8 @@ def mean_average_precision(
         ("without_relevant", without_relevant, ("left_out", "zero", "error")),
         ("reduction", reduction, ("mean", "none")),
     ):
-        if value not in names:
-            raise ValueError(f"got {name}={value!r}, expected one of {names}")
+        if not isinstance(value, str) or value not in names:
+            raise ValueError(f"got {name}={shown(value)}, expected one of {names}")
     found, counts, junk = _checked(relevant, relevant_count, ignored)
     has_any = counts > 0
     _check_any(has_any, without_relevant, reduction)
@@ -93,9 +95,8 @@ def mean_average_precision(
 
 def _precision_sums(relevant: Tensor, ignored: Tensor | None, convention: Convention) -> Tensor:
     """Sum of the (interpolated) precisions at each query's relevant images, (q,) float32."""
-    query, column = relevant.nonzero(
-        as_tuple=True
-    )  # in the order of the rankings: (H,), H relevant images in all
+    # In the order of the rankings: (H,), H relevant images in all.
+    query, column = relevant.nonzero(as_tuple=True)
     found = relevant.sum(1)
     hit = torch.arange(1, len(query) + 1, device=query.device) - (found.cumsum(0) - found)[query]
     place = column + 1

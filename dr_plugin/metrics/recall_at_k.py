@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import check_wholes
 from dr_plugin.metrics.matches import Reduction, averaged, right_neighbors
 
 
@@ -57,7 +57,7 @@ def recalls_at_k(
         >>> recalls_at_k(torch.tensor([[7, 7, 3], [5, 3, 7]]), torch.tensor([7, 3]), ks=(1, 2))
         {1: tensor(0.5000), 2: tensor(1.)}
     """
-    if len(ks) == 0:
+    numbers = check_wholes("ks", ks, minimum=1)
+    if not numbers:
         raise ValueError("got no ks, expected at least one")
-    numbers = [check_whole("ks", k, minimum=1) for k in ks]
     return {k: recall_at_k(neighbor_labels, query_labels, k, reduction=reduction) for k in numbers}

@@ -1,7 +1,6 @@
 """What the metrics of rated triplets share: clusters of triplets, and bootstrap intervals over them."""
 
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import as_array, as_number, check_seed, check_whole, shown
 
 Groups = Sequence[str] | Sequence[int] | Tensor | NDArray[Any]
 Array = NDArray[np.float64]
@@ -27,7 +26,7 @@ def cluster_sums(values: Array, counted: Array, groups: Groups | None) -> tuple[
     """
     if groups is None:
         return values, counted
-    names = groups.cpu().numpy() if isinstance(groups, Tensor) else np.asarray(groups)
+    names = groups.cpu().numpy() if isinstance(groups, Tensor) else as_array("groups", groups)
     if names.shape != values.shape:
         raise ValueError(
             f"groups: got shape {names.shape}, expected one for each of the {len(values)} triplets"
@@ -81,10 +80,10 @@ def bootstrap_interval(
 
 def check_resampling(confidence: float, resamples: int, seed: int) -> None:
     """Refuse what no interval can be computed by."""
-    if not isinstance(confidence, Real) or not 0 < confidence < 1:
-        raise ValueError(f"got confidence={confidence!r}, expected a number inside (0, 1), as 0.95")
+    if not 0 < as_number(confidence) < 1:
+        raise ValueError(f"got confidence={shown(confidence)}, expected a number inside (0, 1), as 0.95")
     check_whole("resamples", resamples, minimum=1)
-    check_whole("seed", seed, minimum=0)
+    check_seed(seed)
 
 
 def one_per_triplet(**named: Any) -> list[Tensor]:
@@ -95,7 +94,9 @@ def one_per_triplet(**named: Any) -> list[Tensor]:
         raise ValueError(f"got shapes {shapes}, expected one shape (T,), one value for each triplet")
     for name, tensor in tensors.items():
         if len(tensor) == 0:
-            raise ValueError("got no triplets, expected at least one: the mean of nothing is not a number")
+            raise ValueError(
+                f"{name}: got no triplets, expected at least one: the mean of nothing is no number"
+            )
         if tensor.is_complex():
             raise ValueError(f"{name}: got {tensor.dtype}, expected real numbers, which have an order")
         bad = (~torch.isfinite(tensor)).nonzero()

@@ -6,6 +6,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dr_plugin.checks import as_number, check_whole, shown
+
 
 def score_at_top_k(
     positive_ranks: Tensor | NDArray[Any], negative_ranks: Tensor | NDArray[Any], k: int | Tensor
@@ -62,8 +64,9 @@ def scaled_k(pool_sizes: Tensor | NDArray[Any], share: float = 0.03) -> Tensor:
         >>> scaled_k(torch.tensor([1000, 100, 10, 50]))
         tensor([30,  3,  1,  2])
     """
+    share, given = as_number(share), share
     if not 0 < share <= 1:
-        raise ValueError(f"got share={share!r}, expected a number in (0, 1]")
+        raise ValueError(f"got share={shown(given)}, expected a number in (0, 1]")
     sizes = _positive_integers("pool_sizes", pool_sizes)
     return torch.floor(sizes.double() * share + 0.5).long().clamp(min=1)
 
@@ -73,14 +76,14 @@ def _checked(
 ) -> tuple[Tensor, Tensor, Tensor]:
     positive = _positive_integers("positive_ranks", positive_ranks)
     negative = _positive_integers("negative_ranks", negative_ranks)
-    limit = _positive_integers("k", k)
+    limit = _positive_integers("k", k if isinstance(k, Tensor) else check_whole("k", k, minimum=1))
     if positive.ndim != 1 or positive.shape != negative.shape or limit.shape not in ((), positive.shape):
         raise ValueError(
             f"got positive_ranks {tuple(positive.shape)}, negative_ranks {tuple(negative.shape)} and "
             f"k {tuple(limit.shape)}, expected (T,), (T,) and one k or (T,)"
         )
     if len(positive) == 0:
-        raise ValueError("got no triplets, expected at least one")
+        raise ValueError("positive_ranks: got no triplets, expected at least one")
     return positive, negative, limit
 
 

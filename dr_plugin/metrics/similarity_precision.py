@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dr_plugin.checks import shown
 from dr_plugin.metrics.resampling import (
     Groups,
     bootstrap_interval,
@@ -89,8 +90,8 @@ def similarity_precision(
         Wang et al., Learning Fine-grained Image Similarity with Deep Ranking, CVPR 2014, section 6.3.
         Efron, Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
-    if ties not in ("half", "wrong", "left_out"):
-        raise ValueError(f"got ties={ties!r}, expected 'half', 'wrong' or 'left_out'")
+    if not isinstance(ties, str) or ties not in ("half", "wrong", "left_out"):
+        raise ValueError(f"got ties={shown(ties)}, expected 'half', 'wrong' or 'left_out'")
     check_resampling(confidence, resamples, seed)
     right = triplets_right(positive_distances, negative_distances).numpy()
     tied = right == 0.5

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dr_plugin.checks import shown
+
 Progress = Callable[[str, int, int | None], None]
 
 # What a tile and the two blocks of embeddings that make it may take together.
@@ -54,17 +56,27 @@ class Tiles:
 Search = Callable[[Tiles, int, bool, Progress | None], Tensor]
 
 
-def candidate_search(backend: str, largest: bool, device: torch.device | str | None) -> Search:
+def checked_device(device: torch.device | str) -> torch.device:
+    """The device of this name; ValueError if there can be none."""
+    try:
+        if isinstance(device, torch.device | str):
+            return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device: got {device!r}, expected one such as 'cpu' or 'cuda:0'") from error
+    raise ValueError(f"device: got {shown(device)}, expected a device, its name or None")
+
+
+def candidate_search(backend: str, largest: bool, device: torch.device | None) -> Search:
     """The search of a backend, or an error if the backend cannot do what is asked for."""
+    if not isinstance(backend, str) or backend not in ("torch", "faiss"):
+        raise ValueError(f"got backend={shown(backend)}, expected 'torch' or 'faiss'")
     if backend == "torch":
         return _torch_candidates
-    if backend != "faiss":
-        raise ValueError(f"got backend={backend!r}, expected 'torch' or 'faiss'")
     if largest:
         raise ValueError(
             "got largest=True with backend='faiss', which finds only the nearest: use backend='torch'"
         )
-    if device is not None and torch.device(device).type != "cpu":
+    if device is not None and device.type != "cpu":
         raise ValueError(
             f"got device={str(device)!r} with backend='faiss', expected the CPU: use backend='torch'"
         )

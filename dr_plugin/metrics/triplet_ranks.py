@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import check_length, check_whole, shown
 from dr_plugin.metrics.score_at_top_k import score_at_top_k
 
 Pools = tuple[Tensor | NDArray[Any], Sequence[Tensor]]
@@ -100,6 +100,8 @@ def triplet_ranks(
         >>> int(ranks.score(k=2))
         0
     """
+    if not callable(distances):
+        raise ValueError(f"distances: got {shown(distances)}, expected a function of some queries' indices")
     rows = _checked_triplets(triplets)
     chunk_size = check_whole("chunk_size", chunk_size, minimum=1)
     which = None if pools is None else _checked_pools(rows, pools)
@@ -132,10 +134,14 @@ def pools_by_group(
         ([0, 1, 0], [[0, 1, 2, 3], [5, 6, 7]])
     """
     rows = _checked_triplets(triplets)
-    if len(groups) != len(rows):
-        raise ValueError(f"got {len(groups)} groups, expected one for each of the {len(rows)} triplets")
+    if (count := check_length("groups", groups, "one for each triplet")) != len(rows):
+        raise ValueError(f"got {count} groups, expected one for each of the {len(rows)} triplets")
+    # A tensor's numbers are each an object of its own, and no two of them the same group.
+    names = groups.tolist() if isinstance(groups, Tensor) else list(groups)
+    if not all(isinstance(name, Hashable) for name in names):
+        raise ValueError(f"groups: got {shown(groups)}, expected names or numbers")
     number: dict[Hashable, int] = {}
-    which = torch.tensor([number.setdefault(group, len(number)) for group in groups])
+    which = torch.tensor([number.setdefault(name, len(number)) for name in names])
     return which, [torch.unique(rows[these]) for these in _triplets_by_pool(which, len(number))]
 
 
@@ -159,6 +165,10 @@ def _triplets_by_pool(which: Tensor, number: int) -> Iterator[Tensor]:
 
 def _checked_pools(rows: Tensor, pools: Pools) -> tuple[Tensor, list[Tensor]]:
     """The pools, each with its images sorted, once it is known that every answer is in its triplet's pool."""
+    if not isinstance(pools, list | tuple) or len(pools) != 2 or not isinstance(pools[1], list | tuple):
+        raise ValueError(
+            f"pools: got {shown(pools)}, expected which pool each triplet has, and a list of the pools' images"
+        )
     which, members = torch.as_tensor(pools[0]).cpu(), [torch.as_tensor(pool).cpu() for pool in pools[1]]
     if which.shape != rows.shape[:1] or which.is_floating_point():
         raise ValueError(

@@ -51,9 +51,8 @@ def fill_buffers(
     classes, of, counts = torch.unique(references, return_inverse=True, return_counts=True)
     uniform = (random_bits((len(references),)) + 1).double() / (1 << RANDOM_BITS)  # (0, 1]
     arrivals = -uniform.log().to(totals.device) / totals  # -log key; none where r_j is 0, so it comes last
-    first = torch.argsort(
-        uniform.to(arrivals.device)
-    )  # at random where all come last, as in a class without queries
+    # At random where all come last, as in a class without queries.
+    first = torch.argsort(uniform.to(arrivals.device))
     first = first[torch.argsort(arrivals[first], stable=True)]
     first = first[torch.argsort(of[first], stable=True)]
     rank = torch.arange(len(first), device=first.device) - (counts.cumsum(0) - counts)[of[first]]

@@ -5,7 +5,7 @@ from typing import Literal
 from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import check_whole, shown
 from dr_plugin.triplets.quadruplets import Similarity, Triplets, hard_quadruplets, hard_triplets
 
 
@@ -67,11 +67,11 @@ class HardQuadrupletMiner(BaseMiner):
         missing = [name for name in ("__call__", "matrix", "embedding_size") if not hasattr(similarity, name)]
         if missing or isinstance(similarity, type):
             raise ValueError(
-                f"similarity: got {similarity!r}, expected a unit such as PDDMLoss(...).unit, with similarity(x, y), "
-                "matrix(x, y) and embedding_size"
+                f"similarity: got {shown(similarity)}, expected a unit such as PDDMLoss(...).unit, with "
+                "similarity(x, y), matrix(x, y) and embedding_size"
             )
-        if kind not in ("quadruplet", "triplet"):
-            raise ValueError(f"kind: got {kind!r}, expected 'quadruplet' or 'triplet'")
+        if not isinstance(kind, str) or kind not in ("quadruplet", "triplet"):
+            raise ValueError(f"kind: got {shown(kind)}, expected 'quadruplet' or 'triplet'")
         quadruplets = check_whole("quadruplets", quadruplets, minimum=1)
         if kind == "triplet" and quadruplets != 1:
             raise ValueError(

@@ -7,8 +7,10 @@ from pytorch_metric_learning.miners import BaseMiner
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
+from dr_plugin.checks import check_whole, check_whole_or_none, shown
 from dr_plugin.triplets import RANDOM_BITS
 from dr_plugin.triplets.references import are_the_batch
+from dr_plugin.triplets.uniform import checked_labels
 
 Triplets = tuple[Tensor, Tensor, Tensor]
 
@@ -34,22 +36,14 @@ class RandomTripletMiner(BaseMiner):
         generator: torch.Generator | None,
         collect_stats: bool | None,
     ) -> None:
-        if (
-            isinstance(triplets_per_query, bool)
-            or not isinstance(triplets_per_query, int)
-            or triplets_per_query < 1
-        ):
-            raise ValueError(
-                f"triplets_per_query: got {triplets_per_query!r}, expected a whole number, at least 1"
-            )
+        triplets_per_query = check_whole("triplets_per_query", triplets_per_query, minimum=1, below=2**31)
         if seed is not None and generator is not None:
             raise ValueError(
                 "got both seed and generator, expected one of them: a generator is seeded already"
             )
-        if seed is not None and (
-            isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63
-        ):
-            raise ValueError(f"seed: got {seed!r}, expected a whole number, at least 0 and below 2**63")
+        seed = check_whole_or_none("seed", seed, minimum=0)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError(f"generator: got {shown(generator)}, expected a torch.Generator, or None")
         super().__init__(collect_stats=collect_stats)
         self.triplets_per_query = triplets_per_query
         self.generator = torch.Generator().manual_seed(seed or 0) if generator is None else generator
@@ -78,7 +72,7 @@ class RandomTripletMiner(BaseMiner):
                 ref_emb, ref_labels = embeddings, labels
             c_f.check_shapes(ref_emb, ref_labels)
             mined = self.mine(embeddings, labels, ref_emb, ref_labels)
-            query, positive, negative = (part.to(embeddings.device, non_blocking=True) for part in mined)
+            query, positive, negative = (_sent(part, embeddings.device) for part in mined)
         self.output_assertion((query, positive, negative))
         return query, positive, negative
 
@@ -93,6 +87,7 @@ class RandomTripletMiner(BaseMiner):
         ref_labels = c_f.to_device(ref_labels, labels)
         if are_the_batch(embeddings, labels, ref_emb, ref_labels):
             return self.draw(embeddings, labels, None, None)
+        checked_labels(ref_labels, "ref_labels")
         return self.draw(embeddings, labels, ref_emb, ref_labels)
 
     def random_bits(self, shape: tuple[int, ...]) -> Tensor:
@@ -106,3 +101,10 @@ class RandomTripletMiner(BaseMiner):
     def set_extra_state(self, state: Any) -> None:
         """Put the generator where it was when `state` was taken."""
         self.generator.set_state(state.cpu())  # generators take it from the CPU, wherever map_location put it
+
+
+def _sent(indices: Tensor, device: torch.device) -> Tensor:
+    """The indices on the device; the copy to a GPU is pinned first, as else the host might wait for what runs there."""
+    if device.type == "cuda" and indices.device.type == "cpu":
+        indices = indices.pin_memory()
+    return indices.to(device, non_blocking=True)

@@ -5,7 +5,7 @@ from pytorch_metric_learning.distances.base_distance import BaseDistance
 from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import check_whole, shown
 from dr_plugin.triplets import RANDOM_BITS
 from dr_plugin.triplets.ranked import Choose, Positive, RankedTriplets, Triplets, compare
 
@@ -74,7 +74,7 @@ class RankedNegativeMiner(BaseMiner):
         rule = RankedTriplets(negatives, choose, positive, per_class)
         seed = check_whole("seed", seed, minimum=0, below=2**63)
         if distance is not None and not isinstance(distance, BaseDistance):
-            raise ValueError(f"distance: got {distance!r}, expected one of PML's distances, or None")
+            raise ValueError(f"distance: got {shown(distance)}, expected one of PML's distances, or None")
         super().__init__(distance=distance, collect_stats=collect_stats)
         self.rule = rule
         self.generator = torch.Generator().manual_seed(seed)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dr_plugin.checks import check_whole_or_none
+from dr_plugin.checks import check_flag, check_length, check_whole_or_none
 from dr_plugin.miners.batch_buffers import fill_buffers
 from dr_plugin.miners.random_triplets import RandomTripletMiner, Triplets
 from dr_plugin.triplets import (
@@ -114,6 +114,7 @@ class ReservoirTripletMiner(RandomTripletMiner):
             max_trials=max_trials,
         )
         check_embedding_kernel(kernel, bandwidth)
+        check_flag("equal_classes", equal_classes)
         if relevance is None and ratio != 1:
             raise ValueError(
                 f"out_of_class_ratio: got {ratio} without a relevance, expected 1.0: in-class negatives ordered by the "
@@ -121,10 +122,11 @@ class ReservoirTripletMiner(RandomTripletMiner):
             )
         super().__init__(triplets_per_query, seed=seed, generator=generator, collect_stats=collect_stats)
         self.buffer_size = buffer_size
-        if relevance is not None and not hasattr(relevance, "__len__"):
-            raise ValueError(f"relevance: got {relevance!r}, expected a relevance object or an (N, N) array")
-        self.relevance = None if relevance is None else as_relevance(relevance, None, len(relevance))
-        self.out_of_class_ratio = ratio
+        self.relevance = None
+        if relevance is not None:
+            count = check_length("relevance", relevance, "a relevance object or an (N, N) array")
+            self.relevance = as_relevance(relevance, None, count)
+        self.out_of_class_ratio = float(ratio)
         self.relevance_threshold, self.relevance_margin = relevance_threshold, relevance_margin
         self.weighting, self.equal_classes, self.max_trials = weighting, equal_classes, max_trials
         self.kernel, self.bandwidth = kernel, bandwidth

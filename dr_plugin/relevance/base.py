@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dr_plugin.relevance.classes import Classes, Labels, checked_indices
+from dr_plugin.checks import as_indices
+from dr_plugin.relevance.classes import Classes, Labels
 from dr_plugin.triplets.relevances import Indices
 
 Values = npt.NDArray[np.float32]
@@ -73,7 +74,7 @@ class BaseRelevance(ABC):
 
     def pairs(self, i: npt.ArrayLike, j: npt.ArrayLike) -> Values:
         """r(i, j) of each pair: (n,), (n,) -> (n,) float32."""
-        i, j = checked_indices(i, len(self), "i"), checked_indices(j, len(self), "j")
+        i, j = as_indices("i", i, len(self)), as_indices("j", j, len(self))
         if len(i) != len(j):
             raise ValueError(f"got {len(i)} i and {len(j)} j, expected as many of each")
         asked = (self.classes.number[i] == self.classes.number[j]) & (i != j)
@@ -86,7 +87,7 @@ class BaseRelevance(ABC):
 
     def rectangle(self, i: npt.ArrayLike, j: npt.ArrayLike) -> Values:
         """r of every i with every j: (n,), (m,) -> (n, m) float32."""
-        i, j = checked_indices(i, len(self), "i"), checked_indices(j, len(self), "j")
+        i, j = as_indices("i", i, len(self)), as_indices("j", j, len(self))
         values = np.zeros((len(i), len(j)), np.float32)
         rows, columns = self.classes.number[i], self.classes.number[j]
         for number in np.intersect1d(rows, columns):
@@ -102,7 +103,7 @@ class BaseRelevance(ABC):
 
     def block(self, members: npt.ArrayLike) -> Values:
         """All r among these images: (n,) -> (n, n) float32, 0 in the diagonal."""
-        members = checked_indices(members, len(self), "members")
+        members = as_indices("members", members, len(self))
         return self.rectangle(members, members)
 
     def strips(self, i: Indices, j: Indices) -> Iterator[tuple[Indices, Values]]:
@@ -116,7 +117,7 @@ class BaseRelevance(ABC):
 
     def total(self, i: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Total relevance r_i, the sum of r(i, j) over the other images of i's class, eq. (6): (n,) -> (n,)."""
-        i = checked_indices(i, len(self), "i")
+        i = as_indices("i", i, len(self))
         missing = np.unique(i[np.isnan(self._totals[i])])
         for number in np.unique(self.classes.number[missing]):
             members = self.classes.members(number)

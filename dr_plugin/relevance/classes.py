@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from dr_plugin.checks import as_array, check_whole
 from dr_plugin.triplets.relevances import Indices
 
 Labels = Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
@@ -30,7 +31,7 @@ class Classes:
     """
 
     def __init__(self, labels: Labels | None, count: int) -> None:
-        if count < 1:
+        if check_whole("count", count, minimum=0) < 1:
             raise ValueError("got no images, expected at least one")
         self.labels = None if labels is None else checked_labels(labels, count)
         if self.labels is None:
@@ -63,22 +64,9 @@ class Classes:
 
 def checked_labels(labels: Labels, count: int) -> Indices:
     """The labels as (count,) int64."""
-    array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    array = as_array("labels", labels.detach().cpu() if isinstance(labels, Tensor) else labels)
     if array.shape != (count,) or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(
             f"labels: got {array.dtype} of shape {array.shape}, expected an integer for each image, ({count},)"
         )
     return array.astype(np.int64)
-
-
-def checked_indices(indices: npt.ArrayLike, count: int, name: str) -> Indices:
-    """The indices as (n,) int64, all of them in 0..count-1."""
-    array = np.asarray(indices)
-    if array.size == 0:
-        array = array.astype(np.int64)  # an empty list has no integer type
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise ValueError(f"{name}: got {array.dtype} of shape {array.shape}, expected integers of shape (n,)")
-    if array.size and (array.min() < 0 or array.max() >= count):
-        outside = array[(array < 0) | (array >= count)][0]
-        raise IndexError(f"{name}: got {outside}, expected 0 to {count - 1}")
-    return array.astype(np.int64, copy=False)

@@ -9,8 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dr_plugin.checks import as_array, as_indices, check_seed, shown
 from dr_plugin.relevance.base import BaseRelevance, Values, checked_values, digest
-from dr_plugin.relevance.classes import Labels, checked_indices
+from dr_plugin.relevance.classes import Labels
 from dr_plugin.triplets.kernels import (
     Kernel,
     bandwidth_distances,
@@ -76,13 +77,14 @@ class FeatureRelevance(BaseRelevance):
         bandwidth: float | None = None,
         seed: int = 0,
     ) -> None:
+        seed = check_seed(seed)
         if not callable(kernel):
             check_kernel(kernel, bandwidth)
         elif bandwidth is not None:
-            raise ValueError(f"bandwidth: got {bandwidth!r} with a kernel of yours, expected None")
+            raise ValueError(f"bandwidth: got {shown(bandwidth)} with a kernel of yours, expected None")
         self.features = _as_features(features)
         super().__init__(len(self.features), labels)
-        _check_numbers(self.features, at_least_0=kernel == "intersection")
+        _check_numbers(self.features, at_least_0=isinstance(kernel, str) and kernel == "intersection")
         self._kernel: Kernel | UserKernel
         if callable(kernel):
             self._kernel = kernel
@@ -97,7 +99,7 @@ class FeatureRelevance(BaseRelevance):
 
         For a model's ranking of new images against the relevance; the new images have no class here.
         """
-        queries, j = _as_features(queries), checked_indices(j, len(self), "j")
+        queries, j = _as_features(queries), as_indices("j", j, len(self))
         if queries.shape[1] != self.features.shape[1]:
             raise ValueError(f"queries: got {queries.shape}, expected (Q, {self.features.shape[1]})")
         _check_numbers(
@@ -184,7 +186,7 @@ def _as_features(features: Features | Tensor) -> Features:
     if isinstance(features, Tensor):
         features = features.detach().cpu()
         features = (features.float() if features.dtype == torch.bfloat16 else features).numpy()
-    array = np.asanyarray(features)
+    array = features if isinstance(features, np.ndarray) else as_array("features", features)
     if array.ndim != 2 or 0 in array.shape[1:] or array.dtype.kind not in "fiu":
         raise ValueError(
             f"features: got {array.dtype} of shape {array.shape}, expected numbers of shape (N, D), D at least 1"

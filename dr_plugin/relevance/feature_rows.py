@@ -8,6 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dr_plugin.checks import as_array
+
 Features = npt.NDArray[Any]  # (N, F)
 
 _CHUNK_BYTES = 2**26  # of the rows that are taken at once
@@ -27,7 +29,7 @@ def checked_features(features: Any, name: str = "features", dimension: int | Non
     if isinstance(features, Tensor):
         features = features.detach().cpu()
         features = (features.float() if features.dtype == torch.bfloat16 else features).numpy()
-    array: Features = np.asanyarray(features)
+    array: Features = features if isinstance(features, np.ndarray) else as_array(name, features)
     wanted = "F" if dimension is None else str(dimension)
     if (
         array.ndim != 2

@@ -11,10 +11,9 @@ from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 from sklearn.utils.parallel import Parallel, delayed
 
-from dr_plugin.atomic import replacing
+from dr_plugin.atomic import locked, replacing
 from dr_plugin.relevance.base import digest
 from dr_plugin.relevance.image_rows import ImageRows, Images
 
@@ -102,8 +101,7 @@ class StoredFeatures:
         name = f"features-{_fingerprint(transformer, rows, dtype)}.npy"
         if (stored := cls._built(folder, name)) is not None:
             return stored
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
+        with locked(folder):
             stored = cls._built(folder, name)  # by another process, while this one waited?
             if stored is None:
                 _write(folder / name, _parts(transformer, rows, dtype, n_jobs, progress), len(rows))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from dr_plugin.checks import check_length, shown
 from dr_plugin.relevance.base import BaseRelevance, Values, checked_values
 from dr_plugin.relevance.classes import Labels
 from dr_plugin.triplets.relevances import Indices
@@ -41,13 +42,13 @@ class FunctionRelevance(BaseRelevance):
         count: int | None = None,
     ) -> None:
         if not callable(function):
-            raise ValueError(f"function: got {function!r}, expected a function of two index arrays")
+            raise ValueError(f"function: got {shown(function)}, expected a function of two index arrays")
         if count is None:
             if labels is None:
                 raise ValueError(
                     "got neither labels nor count, expected one of them: how many images are there?"
                 )
-            count = len(labels)
+            count = check_length("labels", labels, "the classes of all images")
         super().__init__(count, labels)
         self.function = function
 

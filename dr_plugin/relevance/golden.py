@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -12,9 +11,9 @@ import torch
 from sklearn.base import TransformerMixin
 from sklearn.exceptions import NotFittedError
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import as_array, as_indices, as_number, check_path, check_seed, check_whole, shown
 from dr_plugin.relevance.base import BaseRelevance, Values, digest
-from dr_plugin.relevance.classes import Classes, Labels, checked_indices
+from dr_plugin.relevance.classes import Classes, Labels
 from dr_plugin.relevance.feature import FeatureRelevance, UserKernel
 from dr_plugin.relevance.feature_store import (
     ImageTransformer,
@@ -107,11 +106,11 @@ class GoldenFeatures(BaseRelevance):
         self.kernels = _kernels(kernels, self.features)
         self.weights = _weights(weights, len(self.features))
         triplets = check_whole("triplets", triplets, minimum=1)
-        seed = check_whole("seed", seed, minimum=0)
-        if not isinstance(penalty, int | float) or not 0 < penalty < math.inf:
-            raise ValueError(f"penalty: got {penalty!r}, expected a finite number above 0")
-        self.triplets, self.penalty, self.seed, self.n_jobs = triplets, penalty, seed, n_jobs
-        self.cache = None if cache is None else Path(cache)
+        seed = check_seed(seed)
+        if not 0 < as_number(penalty) < math.inf:
+            raise ValueError(f"penalty: got {shown(penalty)}, expected a finite number above 0")
+        self.triplets, self.penalty, self.seed, self.n_jobs = triplets, float(penalty), seed, n_jobs
+        self.cache = None if cache is None else check_path("cache", cache)
 
     def fit(self, images: Any, labels: Labels | None, *, progress: Progress | None = None) -> Self:
         """Become the relevance of these images: compute or find their features, then scales and weights.
@@ -148,7 +147,7 @@ class GoldenFeatures(BaseRelevance):
 
         The features of images are computed anew in each call.
         """
-        j, rows = checked_indices(j, len(self), "j"), ImageRows(images)
+        j, rows = as_indices("j", j, len(self)), ImageRows(images)
         queries = (compute_features(of, rows, n_jobs=self._jobs(rows)) for of in self.features)
         parts = zip(self.similarities_, queries, strict=True)
         return self._combined(similarity.cross(query, j) for similarity, query in parts)
@@ -250,8 +249,8 @@ def _kernels(
     kernels: Sequence[str | UserKernel | None] | None, transformers: Sequence[Any]
 ) -> list[str | UserKernel]:
     """One a transformer."""
-    if isinstance(kernels, str) or (kernels is not None and len(kernels) != len(transformers)):
-        raise ValueError(f"kernels: got {kernels!r}, expected {len(transformers)}, one a feature")
+    if kernels is not None and (not isinstance(kernels, list | tuple) or len(kernels) != len(transformers)):
+        raise ValueError(f"kernels: got {shown(kernels)}, expected {len(transformers)}, one a feature")
     given = [None] * len(transformers) if kernels is None else kernels
     found = [
         getattr(transformer, "default_kernel", "gaussian") if kernel is None else kernel
@@ -267,11 +266,11 @@ def _weights(weights: str | Sequence[float], count: int) -> str | list[float]:
     """How weights are had, or the weights, one a feature."""
     if isinstance(weights, str) and weights in ("equal", "learned"):
         return weights
-    array = np.asarray(weights)
+    array = as_array("weights", weights)
     right = array.shape == (count,) and array.dtype.kind in "fiu"
     if not right or not ((array >= 0) & np.isfinite(array)).all() or not array.any():
         raise ValueError(
-            f"weights: got {weights!r}, expected 'equal', 'learned' or a finite number for each of the "
+            f"weights: got {shown(weights)}, expected 'equal', 'learned' or a finite number for each of the "
             f"{count} features, at least 0, not all 0"
         )
     return [float(weight) for weight in array]

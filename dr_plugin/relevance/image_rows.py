@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from dr_plugin.checks import as_array
+
 Images = npt.NDArray[np.uint8]  # (n, 3, H, W)
 
 _CHUNK_BYTES = 2**22  # of the images that one piece of work takes
@@ -38,7 +40,8 @@ class ImageRows:
         self._batches = images if isinstance(images, ImageBatches) else None
         if self._batches is None:
             images = images.detach().cpu() if isinstance(images, Tensor) else images
-            self._array = _checked_images(np.asanyarray(images))
+            array = images if isinstance(images, np.ndarray) else as_array("images", images)
+            images = self._array = _checked_images(array)
         self._count = len(images)
         if self._count == 0:
             raise ValueError("got no images, expected at least one")

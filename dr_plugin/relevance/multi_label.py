@@ -9,6 +9,7 @@ import numpy.typing as npt
 from scipy import sparse
 from torch import Tensor
 
+from dr_plugin.checks import shown
 from dr_plugin.relevance.base import BaseRelevance, Values, digest
 from dr_plugin.relevance.classes import Labels
 from dr_plugin.triplets.relevances import Indices
@@ -51,10 +52,10 @@ class MultiLabelRelevance(BaseRelevance):
     def __init__(
         self, memberships: Memberships, measure: str = "jaccard", labels: Labels | None = None
     ) -> None:
-        if measure not in MEASURES:
+        if not isinstance(measure, str) or measure not in MEASURES:
             near = difflib.get_close_matches(str(measure), MEASURES, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(f"measure: got {measure!r}, expected one of {', '.join(MEASURES)}{hint}")
+            raise ValueError(f"measure: got {shown(measure)}, expected one of {', '.join(MEASURES)}{hint}")
         self.memberships = _as_sparse(memberships)
         super().__init__(self.memberships.shape[0], labels)
         self.measure = measure
@@ -118,9 +119,7 @@ def _of_sets(sets: Any) -> Any:
     ends = [0]
     for image, names in enumerate(sets):
         if isinstance(names, str | bytes) or not isinstance(names, Iterable):
-            raise ValueError(
-                f"memberships: image {image}: got {names!r}, expected a set of labels such as {{{names!r}}}"
-            )
+            raise ValueError(f"memberships: image {image}: got {shown(names)}, expected a set of labels")
         names = list(names)
         if len(set(names)) < len(names) or any(isinstance(name, bool | np.bool_) for name in names):
             raise ValueError(

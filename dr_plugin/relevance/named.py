@@ -7,6 +7,8 @@ from typing import Any
 
 from sklearn.base import TransformerMixin
 
+from dr_plugin.checks import shown
+
 
 def named_transformers(features: Sequence[str | TransformerMixin]) -> list[Any]:
     """The features' transformers, those named built with their defaults.
@@ -16,11 +18,10 @@ def named_transformers(features: Sequence[str | TransformerMixin]) -> list[Any]:
     Raises:
         ValueError: if there is none, or one is neither.
     """
-    known = importlib.import_module(
-        "dr_plugin.relevance.features"
-    )  # here, as one of them takes others by name
-    if isinstance(features, str) or not features:
-        raise ValueError(f"features: got {features!r}, expected transformers or names, at least one")
+    # Here, as one of them takes others by name.
+    known = importlib.import_module("dr_plugin.relevance.features")
+    if not isinstance(features, list | tuple) or not features:
+        raise ValueError(f"features: got {shown(features)}, expected transformers or names, at least one")
     found: list[Any] = []
     for feature in features:
         if isinstance(feature, str) and feature not in known.__all__:
@@ -29,6 +30,6 @@ def named_transformers(features: Sequence[str | TransformerMixin]) -> list[Any]:
             raise ValueError(f"features: got {feature!r}, expected one of {', '.join(known.__all__)}{hint}")
         made = getattr(known, feature)() if isinstance(feature, str) else feature
         if isinstance(made, type) or not (hasattr(made, "transform") and hasattr(made, "get_params")):
-            raise ValueError(f"features: got {made!r}, expected an object with transform and get_params")
+            raise ValueError(f"features: got {shown(made)}, expected an object with transform and get_params")
         found.append(made)
     return found

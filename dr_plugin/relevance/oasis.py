@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from numbers import Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -11,7 +10,7 @@ from scipy.linalg.blas import get_blas_funcs
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import as_number, check_flag, check_seed, check_whole, shown
 from dr_plugin.relevance.classes import Labels
 from dr_plugin.relevance.feature_rows import Features, checked_features, pieces, unit_rows
 from dr_plugin.relevance.training_triplets import TrainingTriplets, seen_of
@@ -183,6 +182,7 @@ class OASIS(TransformerMixin, BaseEstimator):
         progress: Progress | None,
     ) -> Self:
         self._check_arguments(steps)
+        steps = int(steps)  # numpy's might overflow
         features = checked_features(features, dimension=None if start is None else len(start.weights_))
         draw = {
             name: getattr(self, name)
@@ -202,7 +202,7 @@ class OASIS(TransformerMixin, BaseEstimator):
                 self._rows(features[rows], weights.dtype) for rows in source.take(done, stop).T
             )
             positive -= negative
-            updates += learn_block(weights, query, positive, self.aggressiveness)
+            updates += learn_block(weights, query, positive, float(self.aggressiveness))
             done = stop
             if progress is not None and (done == end or done % (_BLOCK * _REPORTED) == 0):
                 progress("OASIS", done - first, steps)
@@ -227,14 +227,14 @@ class OASIS(TransformerMixin, BaseEstimator):
 
     def _check_arguments(self, steps: int) -> None:
         check_whole("steps", steps, minimum=1)
-        check_whole("seed", self.seed, minimum=0)
-        number = isinstance(self.aggressiveness, Real) and not isinstance(self.aggressiveness, bool)
-        if not number or not 0 < self.aggressiveness < math.inf:
-            raise ValueError(f"aggressiveness: got {self.aggressiveness!r}, expected a finite number above 0")
-        if self.projection not in PROJECTIONS:
-            raise ValueError(f"projection: got {self.projection!r}, expected None, 'symmetric' or 'psd'")
-        if not isinstance(self.normalize, bool):
-            raise ValueError(f"normalize: got {self.normalize!r}, expected True or False")
+        check_seed(self.seed)
+        if not 0 < as_number(self.aggressiveness) < math.inf:
+            raise ValueError(
+                f"aggressiveness: got {shown(self.aggressiveness)}, expected a finite number above 0"
+            )
+        if not isinstance(self.projection, str | None) or self.projection not in PROJECTIONS:
+            raise ValueError(f"projection: got {shown(self.projection)}, expected None, 'symmetric' or 'psd'")
+        check_flag("normalize", self.normalize)
 
 
 def learn_block(weights: Matrix, query: Features, difference: Features, aggressiveness: float) -> int:
@@ -252,9 +252,8 @@ def learn_block(weights: Matrix, query: Features, difference: Features, aggressi
     """
     scores = np.einsum("tf,tf->t", query @ weights, difference)  # S(p, p+) - S(p, p-) before the block
     alike = query @ query.T
-    alike *= (
-        difference @ difference.T
-    )  # (s, t): what a step of rate 1 at s adds to the score of t; (t, t): ||V_t||^2
+    # (s, t): what a step of rate 1 at s adds to the score of t; (t, t): ||V_t||^2.
+    alike *= difference @ difference.T
     rates = np.zeros_like(scores)
     for t, square in enumerate(alike.diagonal().tolist()):
         loss = 1.0 - float(scores[t])

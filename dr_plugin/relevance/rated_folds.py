@@ -8,7 +8,7 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import check_seed, check_whole
 from dr_plugin.relevance.max_margin import NothingSeparatesError, max_margin
 from dr_plugin.triplets.groups import triplet_groups
 from dr_plugin.triplets.relevances import Indices
@@ -51,7 +51,7 @@ def grouped_folds(
             f"text_queries: got {len(text_queries)}, expected one for each of {len(images)} triplets"
         )
     check_whole("n_folds", n_folds, minimum=2)
-    check_whole("seed", seed, minimum=0)
+    check_seed(seed)
     group = triplet_groups(text_queries, images)
     sizes = np.bincount(group)
     if len(sizes) < n_folds:

@@ -13,11 +13,11 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 
-from dr_plugin.atomic import replacing
+from dr_plugin.atomic import locked, replacing
+from dr_plugin.checks import as_indices, check_path, check_whole, shown
 from dr_plugin.relevance.base import BaseRelevance, Values, checked_values, digest
-from dr_plugin.relevance.classes import Classes, Labels, checked_indices
+from dr_plugin.relevance.classes import Classes, Labels
 from dr_plugin.triplets.relevances import Indices, Relevance, blocks
 
 Progress = Callable[[str, int, int | None], None]
@@ -45,7 +45,7 @@ class StoredRelevance(BaseRelevance):
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder).resolve()
+        self.folder = check_path("folder", folder).resolve()
         self._fingerprint = _read_meta(self.folder)
         with np.load(_images_file(self.folder, self._fingerprint), allow_pickle=False) as images:
             totals, labels = images["totals"], images.get("labels")
@@ -84,6 +84,14 @@ class StoredRelevance(BaseRelevance):
             ValueError: if labels do not match or are not the relevance's, there is neither fingerprint nor
                 key, more than `max_bytes` would be written, or a relevance is not finite and at least 0.
         """
+        if not isinstance(relevance, Relevance):
+            raise ValueError(
+                f"relevance: got {shown(relevance)}, expected an object with len, pairs and total"
+            )
+        if not isinstance(key, str | None):
+            raise ValueError(f"key: got {shown(key)}, expected a name, or None")
+        max_bytes = check_whole("max_bytes", max_bytes, minimum=0)
+        folder = check_path("folder", folder)
         classes = _classes(relevance, labels)
         needed = 4 * sum(int(size) ** 2 for size in classes.sizes)
         if needed > max_bytes:
@@ -91,12 +99,10 @@ class StoredRelevance(BaseRelevance):
                 f"max_bytes: got {max_bytes:,}, expected at least {needed:,} for classes of up to "
                 f"{classes.sizes.max():,} images: allow more, or use the relevance unstored"
             )
-        folder = Path(folder)
         fingerprint = _fingerprint(relevance, classes, key)
         if (stored := cls._built(folder, fingerprint)) is not None:
             return stored
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
+        with locked(folder):
             stored = cls._built(folder, fingerprint)  # by another process, while this one waited?
             if stored is None:
                 _write(relevance, classes, folder, fingerprint, progress)
@@ -118,15 +124,14 @@ class StoredRelevance(BaseRelevance):
 
     def total(self, i: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Total relevance r_i, eq. (6), as stored: (n,) -> (n,)."""
-        totals: npt.NDArray[np.float64] = self._totals[checked_indices(i, len(self), "i")]
+        totals: npt.NDArray[np.float64] = self._totals[as_indices("i", i, len(self))]
         return totals
 
     def _open(self) -> None:
         blocks = np.load(_blocks_file(self.folder, self._fingerprint), mmap_mode="r", allow_pickle=False)
         self._blocks: Values = blocks.view(np.ndarray)
-        self._begin = np.concatenate(
-            [[0], np.cumsum(self.classes.sizes**2)]
-        )  # (C + 1,) of each class's block
+        # (C + 1,) of each class's block.
+        self._begin = np.concatenate([[0], np.cumsum(self.classes.sizes**2)])
 
     def _pairs(self, i: Indices, j: Indices) -> Values:
         values: Values = self._blocks[self._row(i) + self.classes.place[j]]

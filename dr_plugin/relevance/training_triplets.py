@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dr_plugin.checks import as_array
 from dr_plugin.relevance.classes import Labels, checked_labels
 from dr_plugin.triplets import (
     RANDOM_BITS,
@@ -112,7 +113,7 @@ def seen_of(*, labels: object | None, relevance: object | None, triplets: object
 
 
 def _checked_triplets(triplets: npt.ArrayLike, count: int) -> Indices:
-    array = np.asarray(triplets)
+    array = as_array("triplets", triplets)
     if array.ndim != 2 or array.shape[1] != 3 or len(array) == 0 or array.dtype.kind not in "iu":
         raise ValueError(
             f"triplets: got {array.dtype} of shape {array.shape}, expected integers of shape (T, 3), T at least 1: "

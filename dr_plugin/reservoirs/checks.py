@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dr_plugin.checks import as_array
+
 Array = npt.NDArray[Any]
 
 
 def checked_items(items: npt.ArrayLike) -> Array:
     """(n,) of any type."""
-    array = np.asarray(items)
+    array = as_array("items", items)
     if array.ndim != 1:
         raise ValueError(f"items: got shape {array.shape}, expected one dimension, an item an entry")
     if array.dtype.kind == "V":
@@ -21,7 +23,7 @@ def checked_items(items: npt.ArrayLike) -> Array:
 
 def checked_integers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """(n,) int64."""
-    array = np.asarray(values)
+    array = as_array(name, values)
     if array.ndim != 1:
         raise ValueError(f"{name}: got shape {array.shape}, expected one dimension")
     if array.size == 0:
@@ -49,7 +51,7 @@ def check_labels_from_0(labels: npt.NDArray[np.int64]) -> None:
 
 def checked_weights(weights: npt.ArrayLike, count: int) -> Array:
     """(count,) of real numbers, finite and at least 0; in their own type, as a copy of a long stream is large."""
-    array = np.asarray(weights)
+    array = as_array("weights", weights)
     if array.shape != (count,):
         raise ValueError(f"weights: got shape {array.shape} for {count} items, expected ({count},)")
     if count and not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):

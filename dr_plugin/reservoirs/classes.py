@@ -58,7 +58,7 @@ class ClassReservoirs:
     ) -> None:
         self.capacity = check_whole("capacity", capacity, minimum=1)
         self.total_capacity = check_whole("total_capacity", total_capacity, minimum=1)
-        self._fixed = None if classes is None else check_whole("classes", classes, minimum=1)
+        self._fixed = None if classes is None else check_whole("classes", classes, minimum=1, below=2**31)
         self._check_total(self._fixed or 1)
         self._keys = KeyStream(seed)
         self._arrivals = Arrivals(self._fixed or 0, self.capacity)
@@ -283,8 +283,7 @@ class ClassReservoirs:
         return rows
 
     def _row(self, array: Array, label: int) -> Array:
-        if not 0 <= label < self.classes:
-            raise ValueError(f"label: got {label}, expected a class from 0 to {self.classes - 1}")
+        check_whole("label", label, minimum=0, below=self.classes)
         size = np.count_nonzero(self._arrivals.log_times[label] < np.inf)
         return array[label, :size].copy()
 

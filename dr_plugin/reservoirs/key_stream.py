@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from dr_plugin.checks import shown
+
 Seed = int | Sequence[int] | None
 
 
@@ -21,7 +23,7 @@ class KeyStream:
     def __init__(self, seed: Seed) -> None:
         numbers = list(seed) if isinstance(seed, Sequence) else [] if seed is None else [seed]
         if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
-            raise ValueError(f"seed: got {seed!r}, expected None, or whole numbers, at least 0")
+            raise ValueError(f"seed: got {shown(seed)}, expected None, or whole numbers, at least 0")
         sequence = np.random.SeedSequence(numbers or None)
         self.generator = np.random.Generator(np.random.PCG64(sequence))
         self._names = [_name(sequence)]

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import check_whole, shown
 from dr_plugin.reservoirs.arrivals import Arrivals, Floats, arrivals_within, blocks, log_arrivals
 from dr_plugin.reservoirs.checks import (
     Array,
@@ -58,9 +58,9 @@ class WeightedReservoir:
     def __init__(
         self, capacity: int, *, method: Literal["a-res", "a-expj"] = "a-res", seed: Seed = None
     ) -> None:
-        self.capacity = check_whole("capacity", capacity, minimum=1)
-        if method not in ("a-res", "a-expj"):
-            raise ValueError(f'method: got {method!r}, expected "a-res" or "a-expj"')
+        self.capacity = check_whole("capacity", capacity, minimum=1, below=2**31)
+        if not isinstance(method, str) or method not in ("a-res", "a-expj"):
+            raise ValueError(f'method: got {shown(method)}, expected "a-res" or "a-expj"')
         self.method = method
         self._keys = KeyStream(seed)
         self._arrivals = Arrivals(1, self.capacity)
@@ -122,7 +122,7 @@ class WeightedReservoir:
         Shape:
             -> items (count,), exact (count,) bool.
         """
-        check_whole("count", count, minimum=0)
+        check_whole("count", count, minimum=0, below=2**31)
         if count and len(self) == 0:
             raise ValueError(
                 "draw: got an empty reservoir, expected items of positive weight to be streamed before"
@@ -211,9 +211,8 @@ def _jump(
 
     ends = np.cumsum(np.add.reduceat(lengths, np.arange(0, len(lengths), _STRETCH)))
     hits = generator.poisson(ends[-1])
-    stretch = np.searchsorted(
-        ends, (1 - generator.random(hits)) * ends[-1]
-    )  # above 0: never on a length of 0
+    # Above 0: never on a length of 0.
+    stretch = np.searchsorted(ends, (1 - generator.random(hits)) * ends[-1])
     within = np.cumsum(lengths.reshape(-1, _STRETCH)[stretch], axis=1)
     place = np.count_nonzero(within < (1 - generator.random((hits, 1))) * within[:, -1:], axis=1)
     short = np.unique(stretch * _STRETCH + place)

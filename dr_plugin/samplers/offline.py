@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import as_array, check_flag, check_whole
 from dr_plugin.samplers.packaged import (
     Labels,
     PackagedTripletSampler,
@@ -79,6 +79,7 @@ class OfflineTripletSampler(PackagedTripletSampler):
         seed: int = 0,
     ) -> None:
         batch_size = check_batch_size(batch_size)
+        shuffle, drop_last = check_flag("shuffle", shuffle), check_flag("drop_last", drop_last)
         if drop_last and batches_per_epoch is not None:
             raise ValueError(
                 f"drop_last: got True with batches_per_epoch={batches_per_epoch}, expected only one of them: with "
@@ -157,9 +158,11 @@ def _drawn(upper_ends: npt.NDArray[np.float64], bits: Tensor) -> Array:
 
 def _upper_ends(weights: Weights, count: int) -> npt.NDArray[np.float64]:
     """Where each triplet's share of 0..1 ends."""
-    array = np.asarray(weights.cpu() if isinstance(weights, Tensor) else weights, dtype=np.float64)
-    if array.shape != (count,):
-        raise ValueError(f"weights: got shape {array.shape}, expected ({count},), one for each triplet")
+    array = as_array("weights", weights.float().cpu() if isinstance(weights, Tensor) else weights)
+    if array.shape != (count,) or array.dtype.kind not in "fiub":
+        raise ValueError(
+            f"weights: got {array.dtype} of shape {array.shape}, expected ({count},), one for each triplet"
+        )
     if not np.isfinite(array).all() or (array < 0).any() or not array.any():
         raise ValueError(
             "weights: got NaN, infinite, negative or no positive ones, expected finite ones, at least 0"
@@ -173,7 +176,7 @@ def _checked(triplets: OfflineTriplets, images: int | None) -> Array:
     if isinstance(triplets, str | os.PathLike):
         array, places = _read(Path(triplets).expanduser())
     else:
-        array = triplets.cpu().numpy() if isinstance(triplets, Tensor) else np.asarray(triplets)
+        array = as_array("triplets", triplets.cpu() if isinstance(triplets, Tensor) else triplets)
         places = None
     if array.ndim != 2 or array.shape[1] != 3 or array.dtype.kind not in "iu" or len(array) == 0:
         raise ValueError(

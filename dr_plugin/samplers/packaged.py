@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import as_array, check_seed, check_whole
 from dr_plugin.triplets import RANDOM_BITS
 
 Labels = Sequence[int] | npt.NDArray[np.integer] | Tensor
@@ -44,7 +44,7 @@ class PackagedTripletSampler(BatchSampler, ABC):
     ) -> None:
         batch_size = check_batch_size(batch_size)
         batches_per_epoch = check_whole("batches_per_epoch", batches_per_epoch, minimum=1)
-        seed = check_whole("seed", seed, minimum=0)
+        seed = check_seed(seed)
         super().__init__(range(images), batch_size, drop_last=False)
         self.batches_per_epoch = batches_per_epoch
         self.seed = seed
@@ -84,10 +84,10 @@ class PackagedTripletSampler(BatchSampler, ABC):
             start_batch: At least 0, below `len(self)`. None: 0, or the loaded position where the epoch is the
                 loaded one, so that a loop which calls `set_epoch(epoch)` each time can be resumed.
         """
-        check_whole("epoch", epoch, minimum=0)
+        epoch = check_whole("epoch", epoch, minimum=0)
         if start_batch is None:
             start_batch = self._position[1] if epoch == self._position[0] else 0
-        check_whole("start_batch", start_batch, minimum=0, below=self.batches_per_epoch)
+        start_batch = check_whole("start_batch", start_batch, minimum=0, below=self.batches_per_epoch)
         self._position = (epoch, start_batch)
 
     def state_dict(self, epoch: int | None = None, batches_consumed: int = 0) -> dict[str, Any]:
@@ -99,13 +99,14 @@ class PackagedTripletSampler(BatchSampler, ABC):
             batches_consumed: How many batches of `epoch` were trained on, those before a resume included.
         """
         if epoch is None:
-            if batches_consumed:
+            if check_whole("batches_consumed", batches_consumed, minimum=0):
                 raise ValueError(f"batches_consumed: got {batches_consumed} without epoch, expected both")
             epoch, batch = self._position
         else:
-            check_whole("epoch", epoch, minimum=0)
-            check_whole("batches_consumed", batches_consumed, minimum=0, below=self.batches_per_epoch + 1)
-            finished, batch = divmod(batches_consumed, self.batches_per_epoch)
+            epoch = check_whole("epoch", epoch, minimum=0)
+            most = self.batches_per_epoch
+            consumed = check_whole("batches_consumed", batches_consumed, minimum=0, below=most + 1)
+            finished, batch = divmod(consumed, most)
             epoch += finished
         return {"epoch": epoch, "batch": batch, **self._fixed}
 
@@ -146,10 +147,14 @@ def as_classes(labels: Labels) -> Tensor:
     if isinstance(labels, Tensor):
         classes = labels.cpu()
     else:
-        array = np.asarray(labels)
+        array = as_array("labels", labels)
         if array.size and not np.issubdtype(array.dtype, np.integer):
             raise ValueError(f"labels: got {array.dtype}, expected integer classes")
         classes = torch.from_numpy(array.astype(np.int64))
+    if classes.ndim != 1:
+        raise ValueError(
+            f"labels: got shape {tuple(classes.shape)}, expected one class per image, shape (N,)"
+        )
     if classes.numel() == 0:
         raise ValueError("labels: got none, expected the class of each image of the data set")
     return classes
@@ -162,7 +167,7 @@ def checksum(classes: Tensor) -> int:
 
 def check_batch_size(batch_size: int) -> int:
     """ValueError unless a batch is whole triplets."""
-    batch_size = check_whole("batch_size", batch_size, minimum=3)
+    batch_size = check_whole("batch_size", batch_size, minimum=3, below=2**31)
     if batch_size % 3:
         raise ValueError(
             f"batch_size: got {batch_size}, expected a multiple of 3 (query, positive, negative)"

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import as_number, check_flag, check_whole, check_whole_or_none, shown
 from dr_plugin.samplers.class_rows import Progress
 from dr_plugin.samplers.packaged import (
     Labels,
@@ -109,17 +108,15 @@ class ReservoirTripletSampler(PackagedTripletSampler):
         seed: int = 0,
         progress: Progress | None = None,
     ) -> None:
-        check_batch_size(batch_size)
-        draw: dict[str, Any] = {
-            "out_of_class_ratio": out_of_class_ratio,
-            "relevance_threshold": relevance_threshold,
-            "relevance_margin": relevance_margin,
-            "weighting": weighting,
-            "max_trials": max_trials,
-        }
-        check_draw(**draw)
-        _check_flag("equal_classes", equal_classes)
-        draw["equal_classes"] = equal_classes
+        batch_size = check_batch_size(batch_size)
+        draw = check_draw(
+            out_of_class_ratio=out_of_class_ratio,
+            relevance_threshold=relevance_threshold,
+            relevance_margin=relevance_margin,
+            weighting=weighting,
+            max_trials=max_trials,
+        )
+        draw["equal_classes"] = check_flag("equal_classes", equal_classes)
         stream: dict[str, Any] = {
             "capacity": capacity,
             "exact": exact,
@@ -127,6 +124,7 @@ class ReservoirTripletSampler(PackagedTripletSampler):
         }
         _check_stream(**stream, labelled=labels is not None, fewest=2 if out_of_class_ratio == 1 else 3)
         classes, checked = _classes_and_relevance(labels, relevance)
+        batches_per_epoch = check_whole_or_none("batches_per_epoch", batches_per_epoch, minimum=1)
         if batches_per_epoch is None:
             batches_per_epoch = -(-len(classes) // batch_size)
         super().__init__(
@@ -152,8 +150,8 @@ class ReservoirTripletSampler(PackagedTripletSampler):
 
     def batch(self, epoch: int, index: int) -> list[int]:
         """Batch `index` of `epoch`: query, positive, negative, query, ...; not counted."""
-        check_whole("epoch", epoch, minimum=0)
-        check_whole("index", index, minimum=0, below=self.batches_per_epoch)
+        epoch = check_whole("epoch", epoch, minimum=0)
+        index = check_whole("index", index, minimum=0, below=self.batches_per_epoch)
         return _flat(self._draws.batch(epoch, index))
 
     def state_dict(self, epoch: int | None = None, batches_consumed: int = 0) -> dict[str, Any]:
@@ -187,14 +185,16 @@ def _classes_and_relevance(
         raise ValueError("relevance: got None, expected a relevance object or an (N, N) array")
     if labels is None:
         if not hasattr(relevance, "__len__"):
-            raise ValueError(f"relevance: got {relevance!r}, expected a relevance object or an (N, N) array")
+            raise ValueError(
+                f"relevance: got {shown(relevance)}, expected a relevance object or an (N, N) array"
+            )
         count = len(relevance)  # type: ignore[arg-type]
         if count == 0:
             raise ValueError("relevance: got no images, expected some")
         return np.zeros(count, np.int64), as_relevance(relevance, None, count)
     array = as_classes(labels).numpy()
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"labels: got {array.dtype} of shape {array.shape}, expected integers (N,)")
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"labels: got {array.dtype}, expected integers (N,)")
     classes = np.unique(array, return_inverse=True)[1].astype(np.int64)
     return classes, as_relevance(relevance, classes, len(classes))
 
@@ -202,29 +202,23 @@ def _classes_and_relevance(
 def _check_stream(
     *, capacity: object, exact: object, triplets_per_image: object, labelled: bool, fewest: int
 ) -> None:
-    _check_flag("exact", exact)
+    check_flag("exact", exact)
     if capacity is None:
         if not exact or triplets_per_image is not None:
             raise ValueError(
-                f"capacity: got None with exact={exact}, triplets_per_image={triplets_per_image}, which are for "
+                f"capacity: got None with exact={exact}, triplets_per_image={shown(triplets_per_image)}, which are for "
                 "reservoirs: expected a capacity, or neither of them"
             )
         return
     if not labelled:
         raise ValueError(
-            f"capacity: got {capacity} without labels, expected None: the buffers are one for each class; "
+            f"capacity: got {shown(capacity)} without labels, expected None: the buffers are one for each class; "
             "give labels, or hold all relevances"
         )
-    check_whole("capacity", capacity, minimum=fewest)
+    check_whole("capacity", capacity, minimum=fewest, below=2**31)
     if triplets_per_image is None:
         return
-    number = isinstance(triplets_per_image, Real) and not isinstance(triplets_per_image, bool)
-    if not number or not 0 < float(triplets_per_image) < math.inf:  # type: ignore[arg-type]
+    if not 0 < as_number(triplets_per_image) < math.inf:
         raise ValueError(
-            f"triplets_per_image: got {triplets_per_image!r}, expected a finite number above 0, or None"
+            f"triplets_per_image: got {shown(triplets_per_image)}, expected a finite number above 0, or None"
         )
-
-
-def _check_flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name}: got {value!r}, expected True or False")

@@ -65,7 +65,7 @@ class ReservoirPasses:
         bounds = self._largest_ratios(progress)
         self._bounds = None if uniform else bounds
         if triplets_per_image is not None:
-            triplets = triplets_per_image * len(classes)
+            triplets = float(triplets_per_image) * len(classes)
         elif self._capacity == self._largest:  # nothing is ever lost
             triplets = np.inf
         else:
@@ -113,7 +113,11 @@ class ReservoirPasses:
         ratios, ordered = np.zeros(len(self._images)), False
         threshold, margin = self._draw["relevance_threshold"], self._draw["relevance_margin"]
         for images, members, values in class_rows(self._relevance, self._classes, progress):
-            capped = values if threshold is None else np.minimum(values, threshold)
+            capped = (
+                values
+                if threshold is None
+                else values.clip(max=min(threshold, float(np.finfo(values.dtype).max)))
+            )
             totals = np.where(self._totals[members] > 0, self._totals[members], np.inf)
             ratios[images] = (capped / totals).max(axis=1)
             lowest = np.where(values > 0, values, np.inf).min(axis=1)

@@ -23,9 +23,8 @@ class TripletCounts:
 
     def __init__(self, images: int) -> None:
         self._before = dict.fromkeys(_NAMES, 0)  # the pass
-        self._first_use = np.full(
-            images, _NEVER, np.int32
-        )  # (N,) -1: before the pass; else the batch of the pass
+        # (N,) -1: before the pass; else the batch of the pass.
+        self._first_use = np.full(images, _NEVER, np.int32)
         self._batches: list[tuple[int, ...]] = []  # of the pass, from `_start` on
         self._epoch, self._start = 0, 0
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from dr_plugin.checks import check_whole, check_whole_or_none
 from dr_plugin.samplers.packaged import (
     Labels,
     PackagedTripletSampler,
@@ -53,9 +54,10 @@ class UniformTripletSampler(PackagedTripletSampler):
         batches_per_epoch: int | None = None,
         seed: int = 0,
     ) -> None:
-        check_batch_size(batch_size)
+        batch_size = check_batch_size(batch_size)
         classes = as_classes(labels)
         self._triplets = UniformTriplets(classes)
+        batches_per_epoch = check_whole_or_none("batches_per_epoch", batches_per_epoch, minimum=1)
         if batches_per_epoch is None:
             batches_per_epoch = -(-len(classes) // batch_size)
         super().__init__(
@@ -70,6 +72,7 @@ class UniformTripletSampler(PackagedTripletSampler):
 
     def batch(self, epoch: int, index: int) -> list[int]:
         """Batch `index` of `epoch`: query, positive, negative, query, ..."""
+        epoch, index = check_whole("epoch", epoch, minimum=0), check_whole("index", index, minimum=0)
         bits = RandomBits(self.seed, epoch, index)((3, self.batch_size // 3))
         queries = self._triplets.draw_queries(bits[0])
         positives, negatives = self._triplets.draw(queries, bits[1:])

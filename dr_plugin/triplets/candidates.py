@@ -61,9 +61,8 @@ class Arrivals:
     def __init__(self, reservoirs: Reservoirs) -> None:
         self._reservoirs = reservoirs
         self._items, self._exact = np.empty(0, np.int64), np.empty(0, np.bool_)
-        self._next = np.zeros(
-            reservoirs.classes, np.int64
-        )  # (C,) each class's first arrival not yet given out
+        # (C,) each class's first arrival not yet given out.
+        self._next = np.zeros(reservoirs.classes, np.int64)
         self._end = self._next.copy()
 
     def take(self, labels: Indices) -> tuple[Indices, Flags]:

@@ -1,10 +1,11 @@
 """What every relevance-weighted draw takes and gives, whole classes or a stream: parameters and triplets."""
 
 import math
-from numbers import Real
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
+
+from dr_plugin.checks import as_number, check_choice, check_whole, shown
 
 Weighting = Literal["relevance", "uniform"]
 
@@ -35,22 +36,26 @@ def check_draw(
     relevance_margin: float,
     weighting: str,
     max_trials: int,
-) -> None:
-    """ValueError unless these can be a draw's parameters."""
-    if not _is_number(out_of_class_ratio) or not 0 <= out_of_class_ratio <= 1:
-        raise ValueError(f"out_of_class_ratio: got {out_of_class_ratio!r}, expected a number from 0 to 1")
-    if relevance_threshold is not None and not (_is_number(relevance_threshold) and relevance_threshold > 0):
+) -> dict[str, Any]:
+    """These parameters of a draw by name, as plain numbers; ValueError unless they can be such."""
+    if not 0 <= as_number(out_of_class_ratio) <= 1:
         raise ValueError(
-            f"relevance_threshold: got {relevance_threshold!r}, expected a finite number above 0, "
+            f"out_of_class_ratio: got {shown(out_of_class_ratio)}, expected a number from 0 to 1"
+        )
+    if relevance_threshold is not None and not 0 < as_number(relevance_threshold) < math.inf:
+        raise ValueError(
+            f"relevance_threshold: got {shown(relevance_threshold)}, expected a finite number above 0, "
             "or None for no threshold"
         )
-    if not _is_number(relevance_margin) or relevance_margin < 0:
-        raise ValueError(f"relevance_margin: got {relevance_margin!r}, expected a finite number, at least 0")
-    if weighting not in get_args(Weighting):
-        raise ValueError(f"weighting: got {weighting!r}, expected one of {', '.join(get_args(Weighting))}")
-    if isinstance(max_trials, bool) or not isinstance(max_trials, int) or max_trials < 1:
-        raise ValueError(f"max_trials: got {max_trials!r}, expected a whole number, at least 1")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not 0 <= as_number(relevance_margin) < math.inf:
+        raise ValueError(
+            f"relevance_margin: got {shown(relevance_margin)}, expected a finite number, at least 0"
+        )
+    check_choice("weighting", weighting, get_args(Weighting))
+    return {
+        "out_of_class_ratio": float(out_of_class_ratio),
+        "relevance_threshold": None if relevance_threshold is None else float(relevance_threshold),
+        "relevance_margin": float(relevance_margin),
+        "weighting": weighting,
+        "max_trials": check_whole("max_trials", max_trials, minimum=1),
+    }

@@ -57,7 +57,7 @@ def embedding_values(
         values[entries] = _compare(kernel, x, y)
     if has_bandwidth(kernel):
         values.masked_fill_(itself, 0.0)
-        scale = median_bandwidth(values) if bandwidth is None else bandwidth
+        scale = median_bandwidth(values) if bandwidth is None else float(bandwidth)
         points = (values / scale).unsqueeze(1)  # of a line, as far apart as the embeddings
         values = Kernel(kernel, 1.0).paired(points, torch.zeros_like(points))
     return values.masked_fill_(itself, 0.0).nan_to_num_(nan=0.0)

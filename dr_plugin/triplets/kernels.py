@@ -3,10 +3,11 @@
 import difflib
 import math
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
 from torch import Tensor
+
+from dr_plugin.checks import as_number, shown
 
 KERNELS = ("gaussian", "laplacian", "cosine", "intersection")
 _NORMS = {"gaussian": 2, "laplacian": 1}  # the kernels that have a bandwidth, and the norm that it scales
@@ -60,7 +61,7 @@ class Kernel:
     @torch.no_grad()
     def _compare(self, x: Tensor, y: Tensor, paired: bool) -> Tensor:
         if self.bandwidth is not None:
-            scaled = _distances(_NORMS[self.name], x, y, paired) / self.bandwidth
+            scaled = _distances(_NORMS[self.name], x, y, paired) / float(self.bandwidth)
             return torch.exp(scaled.square_().mul_(-0.5) if self.name == "gaussian" else scaled.neg_())
         if self.name == "cosine":
             unit = _unit(x)
@@ -76,17 +77,16 @@ class Kernel:
 
 def check_kernel(name: object, bandwidth: object = None) -> None:
     """ValueError unless the kernel exists and the bandwidth, where one is given, is one for it."""
-    if name not in KERNELS:
+    if not isinstance(name, str) or name not in KERNELS:
         near = difflib.get_close_matches(str(name), KERNELS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"kernel: got {name!r}, expected one of {', '.join(KERNELS)}{hint}")
+        raise ValueError(f"kernel: got {shown(name)}, expected one of {', '.join(KERNELS)}{hint}")
     if bandwidth is None:
         return
     if name not in _NORMS:
-        raise ValueError(f"bandwidth: got {bandwidth!r}, expected None: {name!r} has none")
-    number = isinstance(bandwidth, Real) and not isinstance(bandwidth, bool)
-    if not number or not 0 < float(bandwidth) < math.inf:  # type: ignore[arg-type]
-        raise ValueError(f"bandwidth: got {bandwidth!r}, expected a finite number above 0")
+        raise ValueError(f"bandwidth: got {shown(bandwidth)}, expected None: {name!r} has none")
+    if not 0 < as_number(bandwidth) < math.inf:
+        raise ValueError(f"bandwidth: got {shown(bandwidth)}, expected a finite number above 0")
 
 
 def has_bandwidth(name: str) -> bool:

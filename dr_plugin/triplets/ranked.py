@@ -6,7 +6,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import check_choice, check_flag, check_whole
 from dr_plugin.triplets.embedding import at_least_float32, check_size
 from dr_plugin.triplets.references import itself
 from dr_plugin.triplets.tuples import nan_first, rank_order
@@ -61,11 +61,9 @@ class RankedTriplets:
 
     def __post_init__(self) -> None:
         check_whole("negatives", self.negatives, minimum=1)
-        for name, value, known in (("choose", self.choose, Choose), ("positive", self.positive, Positive)):
-            if value not in get_args(known):
-                raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(get_args(known))}")
-        if not isinstance(self.per_class, bool):
-            raise ValueError(f"per_class: got {self.per_class!r}, expected True or False")
+        check_choice("choose", self.choose, get_args(Choose))
+        check_choice("positive", self.positive, get_args(Positive))
+        check_flag("per_class", self.per_class)
 
     def of(
         self,
@@ -128,7 +126,9 @@ def compare(distance: MatrixDistance, embeddings: Tensor, references: Tensor) ->
     check_size(embeddings, references)
     with torch.autocast(embeddings.device.type, enabled=False):
         first = at_least_float32(embeddings)
-        matrix = distance(first, first if references is embeddings else at_least_float32(references))
+        second = first if references is embeddings else at_least_float32(references)
+        dtype = torch.promote_types(first.dtype, second.dtype)
+        matrix = distance(first.to(dtype), second.to(dtype))
     return -matrix if distance.is_inverted else matrix, itself(embeddings, references)
 
 

@@ -1,11 +1,13 @@
 """What the draws and their callers ask of a relevance: r(i, j) of two images and r_i of one; tables as relevances."""
 
 from collections.abc import Iterator
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
+
+from dr_plugin.checks import as_array, as_indices, check_length, check_whole, shown
 
 Indices = npt.NDArray[np.int64]  # (n,) image indices of the data set
 Values = npt.NDArray[np.float32]
@@ -75,13 +77,15 @@ class TableRelevance:
 
     def pairs(self, i: npt.ArrayLike, j: npt.ArrayLike) -> Values:
         """r(i, j) of each pair: (n,), (n,) -> (n,) float32."""
-        i, j = np.asarray(i), np.asarray(j)
+        i, j = as_indices("i", i, len(self)), as_indices("j", j, len(self))
+        if len(i) != len(j):
+            raise ValueError(f"got {len(i)} i and {len(j)} j, expected as many of each")
         related = (self._classes[i] == self._classes[j]) & (i != j)
         return np.where(related, self._table[i, j], np.float32(0))
 
     def block(self, members: npt.ArrayLike) -> Values:
         """All r among these images: (n,) -> (n, n) float32, 0 in the diagonal."""
-        members = np.asarray(members)
+        members = as_indices("members", members, len(self))
         found: Values = self._table[np.ix_(members, members)]
         found[self._classes[members][:, None] != self._classes[members]] = 0
         found[members[:, None] == members] = 0
@@ -93,7 +97,7 @@ class TableRelevance:
             self._totals = np.zeros(len(self))
             for members, block in blocks(self, self.labels):
                 self._totals[members] = block.sum(axis=1, dtype=np.float64)
-        found: npt.NDArray[np.float64] = self._totals[np.asarray(i)]
+        found: npt.NDArray[np.float64] = self._totals[as_indices("i", i, len(self))]
         return found
 
 
@@ -133,6 +137,7 @@ def as_relevance(relevance: object, labels: npt.ArrayLike | None, count: int) ->
         ValueError: if it is neither, is of another number of images or of other classes, or the table is
             refused.
     """
+    check_whole("count", count, minimum=0)
     if isinstance(relevance, Relevance):
         if len(relevance) != count:
             raise ValueError(f"relevance: got one of {len(relevance)} images, expected {count}")
@@ -149,13 +154,14 @@ def as_relevance(relevance: object, labels: npt.ArrayLike | None, count: int) ->
         return relevance
     if isinstance(relevance, Tensor):
         relevance = relevance.detach().float().cpu().numpy()
-    shape = np.shape(cast(npt.ArrayLike, relevance))
+    kind, relevance = type(relevance).__name__, as_array("relevance", relevance)
+    shape = relevance.shape
     if shape != (count, count):
         raise ValueError(
-            f"relevance: got {type(relevance).__name__} of shape {shape}, expected an object with len, pairs "
+            f"relevance: got {kind} of shape {shape}, expected an object with len, pairs "
             f"and total, or an array ({count}, {count})"
         )
-    return TableRelevance(cast(npt.ArrayLike, relevance), labels)
+    return TableRelevance(relevance, labels)
 
 
 def blocks(relevance: Relevance, labels: npt.ArrayLike | None) -> Iterator[tuple[Indices, Values]]:
@@ -169,7 +175,8 @@ def blocks(relevance: Relevance, labels: npt.ArrayLike | None) -> Iterator[tuple
     Raises:
         ValueError: if labels do not match, or the relevance gives an array of another shape.
     """
-    classes = _checked_labels(labels, len(relevance))
+    count = check_length("relevance", relevance, "an object with len, pairs and total")
+    classes = _checked_labels(labels, count)
     order = np.argsort(classes, kind="stable")
     for members in np.split(order, np.flatnonzero(np.diff(classes[order])) + 1):
         if not len(members):
@@ -193,11 +200,12 @@ def class_entries(relevance: Relevance, labels: npt.ArrayLike | None, out: Value
     Shape:
         labels (N,), out (E,) -> (E,) float32; E is the sum of the squared sizes of the classes.
     """
-    _, sizes = np.unique(_checked_labels(labels, len(relevance)), return_counts=True)
+    count = check_length("relevance", relevance, "an object with len, pairs and total")
+    _, sizes = np.unique(_checked_labels(labels, count), return_counts=True)
     size = int((sizes.astype(np.int64) ** 2).sum())
     entries = np.empty(size, np.float32) if out is None else out
-    if entries.shape != (size,) or entries.dtype != np.float32:
-        raise ValueError(f"out: got {entries.dtype} {entries.shape}, expected float32 {(size,)}")
+    if not isinstance(entries, np.ndarray) or entries.shape != (size,) or entries.dtype != np.float32:
+        raise ValueError(f"out: got {shown(entries)}, expected a float32 array of shape {(size,)}")
     start = 0
     for members, block in blocks(relevance, labels):
         stop = start + len(members) ** 2
@@ -239,7 +247,7 @@ def _firsts(classes: Indices) -> Indices:
 def _checked_labels(labels: npt.ArrayLike | None, count: int) -> Indices:
     if labels is None:
         return np.zeros(count, np.int64)
-    array = np.asarray(labels)
+    array = as_array("labels", labels)
     if array.shape != (count,) or (count and not np.issubdtype(array.dtype, np.integer)):
         raise ValueError(
             f"labels: got {array.dtype} of shape {array.shape}, expected an integer for each image, ({count},)"
@@ -248,7 +256,7 @@ def _checked_labels(labels: npt.ArrayLike | None, count: int) -> Indices:
 
 
 def _checked_table(table: npt.ArrayLike) -> Values:
-    array = np.asarray(table)
+    array = as_array("relevance", table)
     if array.ndim != 2 or array.shape[0] != array.shape[1] or array.dtype.kind not in "fiub":
         raise ValueError(
             f"relevance: got a table of {array.dtype}, shape {array.shape}, expected numbers of shape (N, N)"

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dr_plugin.checks import check_flag, check_whole, shown
 from dr_plugin.triplets.draws import NoTripletError, TripletDraw, Weighting, check_draw
 from dr_plugin.triplets.layout import ClassLayout
 from dr_plugin.triplets.rows import RelevanceRows, at
@@ -99,6 +100,10 @@ class RelevantTriplets:
             weighting=weighting,
             max_trials=max_trials,
         )
+        if not isinstance(layout, ClassLayout):
+            raise ValueError(f"layout: got {shown(layout)}, expected a ClassLayout")
+        check_flag("equal_classes", equal_classes)
+        check_flag("zero_relevance_negatives", zero_relevance_negatives)
         if zero_relevance_negatives and (layout.count < len(layout.references)).any():
             raise ValueError(
                 "zero_relevance_negatives: got a layout of several classes, expected one class for all"
@@ -107,13 +112,13 @@ class RelevantTriplets:
             query_weights = _weights(query_weights, "query_weights", layout.queries)[layout.queries]
         if candidate_weights is not None:
             candidate_weights = _weights(candidate_weights, "candidate_weights", layout.references)
-        self._layout, self._margin, self._max_trials = layout, relevance_margin, max_trials
-        self._ratio = int(out_of_class_ratio * (1 << RANDOM_BITS))  # of the random numbers
+        self._layout, self._margin, self._max_trials = layout, float(relevance_margin), max_trials
+        self._ratio = int(float(out_of_class_ratio) * (1 << RANDOM_BITS))  # of the random numbers
         self._zero_negatives = zero_relevance_negatives
         self._rows = rows = RelevanceRows(
             layout,
             values,
-            threshold=relevance_threshold,
+            threshold=None if relevance_threshold is None else float(relevance_threshold),
             candidate_weights=candidate_weights,
             uniform=weighting == "uniform",
             positive_only=zero_relevance_negatives,
@@ -165,8 +170,7 @@ class RelevantTriplets:
         Raises:
             ValueError: as `check`, or if (8) holds so rarely that 2**18 triplets in a row were discarded.
         """
-        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-            raise ValueError(f"count: got {count!r}, expected a whole number, at least 0")
+        count = check_whole("count", count, minimum=0, below=2**31)
         self.check()
         device = self._layout.offset.device
         counters = dict.fromkeys(("accepted", "rejected", "discarded", "in_class", "out_of_class"), 0)

@@ -13,9 +13,8 @@ from dr_plugin.triplets.uniform import uniform_below
 
 TOTAL = 2**31 - 1  # a row's weights as whole numbers add up to at most this
 _CHUNK = 2**17  # entries that are worked on at once, but at least one row: they stay in a core's cache
-_CHUNK_ROWS = (
-    2**12
-)  # row (12 bits), relevance (31) and place in the row (17, or 29 with a row alone) make one sortable number
+# Row (12 bits), relevance (31) and place in the row (17, or 29 with a row alone) make one sortable number.
+_CHUNK_ROWS = 2**12
 
 
 class RelevanceRows:
@@ -84,9 +83,8 @@ class RelevanceRows:
         entries = slice(int(begin[0]), int(begin[-1] + count[-1]))
         begin = begin - entries.start
         row = torch.repeat_interleave(count, output_size=entries.stop - entries.start)
-        relevance = (
-            given[entries].to(count.device, torch.float32) + 0
-        )  # a copy; -0.0, which sorts last, is 0.0
+        # A copy; -0.0, which sorts last, is 0.0.
+        relevance = given[entries].to(count.device, torch.float32) + 0
         itself = begin + layout.itself[rows] if layout.own else begin[:0]
         relevance[itself] = 0
         _check_values(relevance)

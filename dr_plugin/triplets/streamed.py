@@ -97,11 +97,11 @@ class StreamedTriplets:
                 "only relevance says which in-class image is a negative"
             )
         self._reservoirs, self._ratio = reservoirs, out_of_class_ratio
-        self._options = Options(relevance_margin, max_trials, equal_classes, exact, weights)
+        self._options = Options(float(relevance_margin), max_trials, equal_classes, exact, weights)
         self._accept = Acceptance(
             reservoirs,
             pairs,
-            threshold=relevance_threshold,
+            threshold=None if relevance_threshold is None else float(relevance_threshold),
             thinned=pairs is not None and weighting == "relevance",
             weights=weights,
             bounds=bounds,

@@ -60,9 +60,8 @@ class UniformTriplets:
             labels if reference_labels is None else checked_labels(reference_labels, "reference_labels")
         )
         blocks, self._order = torch.sort(reference.to(labels.device), stable=True)
-        self._start = torch.searchsorted(
-            blocks, labels
-        )  # (N,) where the image's class begins in the sorted order
+        # (N,) where the image's class begins in the sorted order.
+        self._start = torch.searchsorted(blocks, labels)
         self._count = torch.searchsorted(blocks, labels, right=True) - self._start  # (N,) and how long it is
         if own:
             place = torch.empty_like(self._order)

@@ -4,7 +4,8 @@ import os
 
 from torch import Tensor, nn
 
-from dr_plugin.trunks.convnets import build_convnet, count_features
+from dr_plugin.checks import check_choice, check_path, check_whole_or_none, shown
+from dr_plugin.trunks.convnets import CONVNET_STEMS, build_convnet, count_features
 from dr_plugin.trunks.weights import load_state, read_state
 
 
@@ -49,7 +50,13 @@ class ConvNetEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(convnet, str | nn.Module):
-            raise ValueError(f"convnet: got {convnet!r}, expected a torchvision model's name or an nn.Module")
+            raise ValueError(
+                f"convnet: got {shown(convnet)}, expected a torchvision model's name or an nn.Module"
+            )
+        if weights is not None:
+            check_path("weights", weights)
+        input_size = check_whole_or_none("input_size", input_size, minimum=1, below=2**31)
+        check_choice("convnet_stem", convnet_stem, CONVNET_STEMS)
         named = isinstance(convnet, str)
         if not named and (weights == "imagenet" or convnet_stem != "standard"):
             raise ValueError(
@@ -71,4 +78,8 @@ class ConvNetEmbedding(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Unit vectors (B, F) of images (B, 3, S, S)."""
+        if not images.is_floating_point() or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+            raise ValueError(
+                f"images: got {tuple(images.shape)} {images.dtype}, expected (B, 3, S, S) of a float type"
+            )
         return nn.functional.normalize(self.convnet(images).float(), dim=1)

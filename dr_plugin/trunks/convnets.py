@@ -135,11 +135,11 @@ def count_features(convnet: nn.Module, input_size: int) -> int:
     """
     name = type(convnet).__name__
     like = next((p for p in convnet.parameters() if p.is_floating_point()), torch.empty(0))
-    images = torch.zeros(1, 3, input_size, input_size, device=like.device, dtype=like.dtype)
     modes = [(module, module.training) for module in convnet.modules()]
     convnet.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng([like.device] if like.is_cuda else []):
+            images = torch.zeros(1, 3, input_size, input_size, device=like.device, dtype=like.dtype)
             features = convnet(images)
     except Exception as error:  # each network has its own way to refuse a size
         raise ValueError(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dr_plugin.checks import as_number, check_choice, check_flag, check_path, check_whole, check_wholes, shown
 from dr_plugin.trunks.convnets import CONVNET_STEMS, build_convnet, count_features
 from dr_plugin.trunks.weights import load_state, read_state
 
@@ -142,9 +143,12 @@ class DeepRankingTrunk(nn.Module):
     ) -> None:
         super().__init__()
         _check_arguments(convnet, embedding_size, input_size, weights, convnet_stem, dropout, pool_strides)
+        dropout = float(dropout)
         state = None if weights is None or weights == "imagenet" else read_state(weights)
-        self.input_size = input_size
-        self.embedding_size = embedding_size
+        self.input_size = input_size = int(input_size)  # numpy's might overflow
+        self.embedding_size = embedding_size = int(embedding_size)
+        pool_strides = check_wholes("pool_strides", pool_strides, minimum=1)
+        low_resolution = check_flag("low_resolution", low_resolution)
         # Names that a ConvNet's file may hold beside ours: those of the classifier that was cut off.
         self.classifier_names: frozenset[str] = frozenset()
         if isinstance(convnet, str):
@@ -212,17 +216,19 @@ def _check_arguments(
 ) -> None:
     """All that can be said before anything is built."""
     if not isinstance(convnet, str | nn.Module):
-        raise ValueError(f"convnet: got {convnet!r}, expected a torchvision model's name or an nn.Module")
+        raise ValueError(
+            f"convnet: got {shown(convnet)}, expected a torchvision model's name or an nn.Module"
+        )
     if not isinstance(pool_strides, list | tuple) or len(pool_strides) != 2:
-        raise ValueError(f"pool_strides: got {pool_strides!r}, expected two integers, as (4, 2)")
+        raise ValueError(f"pool_strides: got {shown(pool_strides)}, expected two integers, as (4, 2)")
     counts = {"embedding_size": embedding_size, "input_size": input_size}
-    for name, value in [*counts.items(), *(("pool_strides", stride) for stride in pool_strides)]:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
-    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise ValueError(f"dropout: got {dropout!r}, expected a probability to drop in [0, 1)")
-    if convnet_stem not in CONVNET_STEMS:
-        raise ValueError(f"convnet_stem: got {convnet_stem!r}, expected one of {', '.join(CONVNET_STEMS)}")
+    for name, value in counts.items():
+        check_whole(name, value, minimum=1, below=2**31)
+    if not 0 <= as_number(dropout) < 1:
+        raise ValueError(f"dropout: got {shown(dropout)}, expected a probability to drop in [0, 1)")
+    check_choice("convnet_stem", convnet_stem, CONVNET_STEMS)
+    if weights is not None:
+        check_path("weights", weights)
     if isinstance(convnet, nn.Module):
         if convnet_stem != "standard":
             raise ValueError(

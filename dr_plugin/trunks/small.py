@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from dr_plugin.checks import check_choice, check_whole, check_wholes
 
-def _check_counts(name: str, values: object) -> None:
-    if (
-        not isinstance(values, list | tuple)
-        or len(values) == 0
-        or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in values)
-    ):
+
+def _checked_counts(name: str, values: object) -> list[int]:
+    counts = check_wholes(name, values, minimum=1)
+    if not counts:
         raise ValueError(f"{name}: got {values!r}, expected one or more integers, each at least 1")
+    return counts
 
 
 class SmallConvNet(nn.Sequential):
@@ -33,7 +33,7 @@ class SmallConvNet(nn.Sequential):
     """
 
     def __init__(self, channels: Sequence[int] = (32, 64)) -> None:
-        _check_counts("channels", channels)
+        channels = _checked_counts("channels", channels)
         layers: list[nn.Module] = []
         previous = 3
         for stage, width in enumerate(channels):
@@ -78,10 +78,9 @@ class SmallResNet(nn.Module):
     def __init__(
         self, layers: Sequence[int] = (1, 1, 1, 1), *, width: int = 64, stem: str = "standard"
     ) -> None:
-        _check_counts("layers", layers)
-        _check_counts("width", [width])
-        if stem not in _STEMS:
-            raise ValueError(f"stem: got {stem!r}, expected one of {', '.join(_STEMS)}")
+        layers = _checked_counts("layers", layers)
+        width = check_whole("width", width, minimum=1, below=2**31)
+        check_choice("stem", stem, _STEMS)
         super().__init__()
         convolution, pool = _STEMS[stem](width)
         self.stem = nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True), pool)

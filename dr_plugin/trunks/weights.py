@@ -3,10 +3,12 @@
 import os
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from dr_plugin.atomic import check_archive
+from dr_plugin.checks import check_path, shown
 
 CHECKPOINT_FORMAT = 1
 _NAMES_SHOWN = 8
@@ -24,28 +26,34 @@ def load_weights(trunk: nn.Module, file: str | os.PathLike[str]) -> None:
     Args:
         trunk: A `DeepRankingTrunk`, or any module.
         file: A state dict (of the ConvNet with torchvision's names, of a `ConvNetEmbedding`, or of a whole
-            trunk), or one of our checkpoints. Read with ``weights_only=True``: no code in it runs.
+            trunk), or one of our checkpoints. Read with ``weights_only=True``: no code in it runs. A zip archive,
+            which is what torch writes today, is held against its checksums.
     Raises:
-        ValueError: if the file cannot be read, or is of another network: one error with every name that is
-            missing, unexpected or of the wrong shape.
+        ValueError: if the trunk is no module, the file cannot be read, or is of another network: one error with every
+            name that is missing, unexpected or of the wrong shape.
     Example:
         >>> load_weights(trunk, "runs/tiny_uniform/checkpoint/best.pt")  # doctest: +SKIP
     """
+    if not isinstance(trunk, nn.Module):
+        raise ValueError(f"trunk: got {shown(trunk)}, expected a module")
     load_state(trunk, read_state(file), source=str(file))
 
 
 def read_state(file: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a state dict, or the trunk's state dict in one of our checkpoints; see `load_weights`."""
-    path = Path(file).expanduser()
+    path = check_path("weights", file).expanduser()
     if not path.is_file():
         raise ValueError(f"weights: got {str(file)!r}, which is no file; expected 'imagenet' or a local file")
     try:
+        if zipfile.is_zipfile(path):
+            check_archive(path)
         # Memory-mapped, a checkpoint's optimizer state is never read; the legacy format has no such option.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # damaged bytes fail in many ways, none of which is the caller's concern
+        reason = f": {error}" if isinstance(error, zipfile.BadZipFile) else ""
         raise ValueError(
             f"weights: {str(file)!r} is damaged, or holds more than tensors and plain values; "
-            f"expected a file that torch.load(weights_only=True) accepts ({type(error).__name__})"
+            f"expected a file that torch.load(weights_only=True) accepts ({type(error).__name__}{reason})"
         ) from error
     if isinstance(content, Mapping) and "models" in content:
         content = _trunk_of_checkpoint(content, str(file))

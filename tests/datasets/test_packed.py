@@ -466,7 +466,7 @@ def test_batch_refuses_indices_out_of_range(packed: PackedImages, indices: objec
 
 @pytest.mark.parametrize("indices", [[0.0], torch.ones(24, dtype=torch.bool), [[0, 1]], 3])
 def test_batch_refuses_what_are_no_indices(packed: PackedImages, indices: object) -> None:
-    with pytest.raises(ValueError, match=r"expected integers of shape \(B,\)"):
+    with pytest.raises(ValueError, match=r"expected integers of shape \(n,\)"):
         packed.batch(indices)
 
 

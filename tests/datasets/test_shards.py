@@ -142,7 +142,7 @@ def test_shards_of_another_source_are_replaced(tmp_path, changes):
     shards = _write(tmp_path / "old", **changes)
     fresh = _write(tmp_path / "new", **changes)
     assert [shard.read_bytes() for shard in shards] == [shard.read_bytes() for shard in fresh]
-    assert sorted(path.name for path in (tmp_path / "old").iterdir()) == sorted(
+    assert sorted(path.name for path in (tmp_path / "old").glob("[!.]*")) == sorted(
         [*(shard.name for shard in shards), "meta.json"]
     )
 

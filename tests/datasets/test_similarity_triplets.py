@@ -231,7 +231,7 @@ def test_pack_squashes_the_whole_image(root, tmp_path):
     assert lower[:, :, :4].max() < 1
     assert lower[:, :, 5].min() > 200
     assert data.transform is str
-    with pytest.raises(ValueError, match="size: got 0, expected at least 1"):
+    with pytest.raises(ValueError, match="size: got 0, expected a whole number, at least 1"):
         data.pack(tmp_path / "pack", size=0)
 
 

@@ -19,9 +19,8 @@ from dr_plugin.triplets.kernels import Kernel
 
 N = 120
 LABELS = np.arange(N) % 4 * 11 - 11  # classes -11, 0, 11, 22
-IMAGES = (
-    np.arange(N, dtype=np.uint8)[:, None, None, None].repeat(3, 1).repeat(4, 2).repeat(5, 3)
-)  # one colour each
+# One colour each.
+IMAGES = np.arange(N, dtype=np.uint8)[:, None, None, None].repeat(3, 1).repeat(4, 2).repeat(5, 3)
 
 
 class Relevances:
@@ -630,7 +629,7 @@ def test_it_is_an_iterable_dataset(folder):
         ({"max_bad_images": -1}, "max_bad_images: got -1"),
         ({"seed": -1}, "seed: got -1"),
         ({"rank": 1}, "rank, world_size: got 1, None"),
-        ({"rank": 2, "world_size": 2}, "rank, world_size: got 2, 2"),
+        ({"rank": 2, "world_size": 2}, "rank: got 2, expected a whole number, at least 0 and below 2"),
     ],
 )
 def test_bad_arguments_are_refused(folder, changes, message):

@@ -15,17 +15,6 @@ from dr_plugin.experiments.run import run_experiment
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 16, 16), dtype=np.uint8)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished run of the quickstart, cut short."""
-    folder = tmp_path_factory.mktemp("model")
-    recipe = load_recipe(
-        "quickstart", ["limits.steps=3", f"data.cache={folder / 'cache'}", "evaluation.baselines=[]"]
-    )
-    run_experiment(recipe, folder / "run", device="cpu")
-    return folder / "run"
-
-
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
     """A module of the user's: networks and functions that are none."""

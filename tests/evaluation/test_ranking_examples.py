@@ -30,9 +30,8 @@ def shown(png, rows, top):
     height = (len(pixels) - 8) // rows
     left = 16 + SIDE + 8 + 120
     places = [8 + SIDE // 2] + [left + column * (SIDE + 8) + SIDE // 2 for column in range(top)]
-    seen = pixels[[number * height + 8 + SIDE // 2 for number in range(rows)]][
-        :, places
-    ]  # (rows, 1 + top, 3)
+    # (rows, 1 + top, 3).
+    seen = pixels[[number * height + 8 + SIDE // 2 for number in range(rows)]][:, places]
     match = (np.abs(seen[:, :, None] - COLOURS) < 8).all(-1)
     return np.where(match.any(-1), match.argmax(-1), -1).tolist()
 

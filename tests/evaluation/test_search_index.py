@@ -182,7 +182,7 @@ def test_recall_is_the_share_of_true_neighbours_found(tmp_path, monkeypatch):
 
     gallery = random_gallery(60)
     embeddings = MeanColour().embed(gallery.images)
-    monkeypatch.setattr("dr_plugin.metrics.approximate_knn.search_index", half)
+    monkeypatch.setitem(search_index.approximate_recall.__globals__, "search_index", half)
     assert GalleryIndex.build(MeanColour(), gallery, tmp_path).recall == pytest.approx(0.5)
 
 
@@ -230,9 +230,8 @@ def test_build_that_is_killed_leaves_nothing_that_counts(tmp_path):
     for folder in (*empty, *used):
         model = MeanColour()
         index = GalleryIndex.build(model, new, folder)
-        assert model.calls == (
-            [] if folder.name.endswith("index") else [5]
-        )  # by then the embeddings are safe
+        # By then the embeddings are safe.
+        assert model.calls == ([] if folder.name.endswith("index") else [5])
         assert index.search(torch.ones((1, 3)), 1)[1].tolist() == [[new.places["white.png"]]]
         assert len(stores(folder)) == 1
         kept = {path.name for path in (folder / stores(folder)[0]).iterdir()}

@@ -449,7 +449,7 @@ def test_check_reads_a_local_file_of_weights(tmp_path: Path) -> None:
 
 
 def test_check_allocates_no_trunk() -> None:
-    huge = {"type": "DeepRankingTrunk", "convnet": {"type": "SmallConvNet"}, "embedding_size": 10**10}
+    huge = {"type": "DeepRankingTrunk", "convnet": {"type": "SmallConvNet"}, "embedding_size": 2**31 - 1}
     assert faults(trunk=huge) == []  # terabytes, had it been built
 
 

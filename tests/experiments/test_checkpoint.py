@@ -112,9 +112,8 @@ def test_state_of_every_loss_and_miner_of_pml_loads_again(tmp_path):
         assert repr(loaded["attributes"]) == repr(state["attributes"]), name
         checkpoint.load_module_state(part, loaded)
         seen.append(name)
-    assert {"ArcFaceLoss", "ProxyAnchorLoss", "MultiSimilarityMiner"} <= set(
-        seen
-    )  # the first has a numpy number
+    # The first has a numpy number.
+    assert {"ArcFaceLoss", "ProxyAnchorLoss", "MultiSimilarityMiner"} <= set(seen)
     assert len(seen) > 30
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,13 +11,17 @@ import time
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from dr_plugin.cli import main
 from dr_plugin.experiments import checkpoint, report_figures, series, series_run, stage
 from dr_plugin.experiments.compare import run_comparison
 from dr_plugin.experiments.recipe import RecipeError, load_recipe
 from dr_plugin.experiments.report_figures import image_png
 from dr_plugin.experiments.run import is_finished, run_experiment
 from dr_plugin.experiments.trainer import TrainingError
+
+from .fault_cases import flip, largest_file
 
 RECIPE = """\
 data:
@@ -217,6 +222,18 @@ def broken(self, *_):
     raise RuntimeError("shapes do not fit\nat all")
 
 
+def test_out_of_memory_names_what_to_turn(recipe_path, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+    monkeypatch.setattr(stage.StageRun, "_after_step", fail)
+    wanted = (
+        r"seed4: .*out of memory \(CUDA out of .* GiB\.\): start anew with a smaller batch_size or evaluation"
+    )
+    with pytest.raises(TrainingError, match=wanted):
+        run_comparison(load_recipe(recipe_path, ["compare.seeds=[4]"]), tmp_path / "c", device="cpu")
+
+
 def test_error_of_any_kind_ends_its_run_alone(recipe_path, tmp_path, monkeypatch):
     original = stage.StageRun._after_step
     monkeypatch.setattr(
@@ -257,6 +274,38 @@ def test_shared_stage_that_fails_ends_the_runs_of_its_seed_alone(recipe_path, tm
     )
 
 
+def test_full_disk_ends_a_comparison_on_several_devices(compared, recipe_path, tmp_path):
+    """The processes have the limit on a file's size, too; a checkpoint alone is larger."""
+    folder = tmp_path / "comparison"
+    arguments = [recipe_path, "--set", "compare.seeds=[4]", "--output", folder, *["--device", "cpu"] * 2]
+    with largest_file(8_000):
+        result = CliRunner().invoke(main, ["compare", *map(str, arguments)])
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert "last.pt: cannot be written (file too large)" in line
+    assert line.endswith(f"; go on with: dr compare --resume {folder}")
+    assert not (folder / "runs").exists()
+    assert not list(folder.rglob("failure.txt"))
+
+
+def test_damaged_shared_checkpoint_is_copied_into_no_run(recipe_path, tmp_path, monkeypatch):
+    def stop(run):
+        raise KeyboardInterrupt
+
+    folder, recipe = tmp_path / "comparison", load_recipe(recipe_path, ["compare.seeds=[4]"])
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(series_run, "_begin", stop)
+        run_comparison(recipe, folder, device="cpu")
+    last = folder / "shared" / "seed4" / "checkpoint" / "last.pt"
+    flip(last)
+    wanted = r"last\.pt: not a readable checkpoint .*; remove .*shared/seed4 to train the shared stages anew"
+    with pytest.raises(TrainingError, match=wanted):
+        run_comparison(recipe, folder, device="cpu", resume=True)
+    assert not list((folder / "runs").glob("*"))
+    shutil.rmtree(last.parents[1])
+    assert run_comparison(recipe, folder, device="cpu", resume=True).metrics["finished"] == 2
+
+
 CHILD = """
 import sys
 from dr_plugin.cli import main
@@ -292,6 +341,12 @@ def test_ctrl_c_ends_all_processes_in_one_line(recipe_path, tmp_path):
             process.communicate()
     assert process.returncode == 130
     assert errors.split() == f"interrupted; go on with: dr compare --resume {folder}".split()
+    for run in (
+        folder / "runs"
+    ).iterdir():  # each worker has finished its step and saved it, or was between epochs
+        state, records = checkpoint.load(run / "checkpoint" / "last.pt"), run / "metrics.jsonl"
+        step = json.loads(records.read_text().splitlines()[-1])["step"]
+        assert step % 4 == 0 or state["journal_size"] == records.stat().st_size
     while group_is_alive(process.pid):  # multiprocessing's resource tracker ends a moment later
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -95,9 +95,8 @@ def other_size(small, tmp_path):
 
 def test_check_data_hog_takes_images_of_one_block(small, other_size):
     data = RunData(other_size, other_size, small.fit, small.selection, small.class_names)
-    assert (
-        check_data(recipe_with(evaluation={"baselines": ["hog"]}), data) is None
-    )  # raises if it finds a fault
+    # Raises if it finds a fault.
+    assert check_data(recipe_with(evaluation={"baselines": ["hog"]}), data) is None
 
 
 # Batches

@@ -1,7 +1,10 @@
 """The journal: what a resume keeps of it."""
 
+import errno
+
 import pytest
 
+from dr_plugin.atomic import WriteError
 from dr_plugin.experiments import journal as journal_module
 from dr_plugin.experiments.journal import Journal, read_journal
 
@@ -42,3 +45,24 @@ def test_journal_keeps_the_records_where_tensorboard_fails(tmp_path, monkeypatch
     with pytest.raises(ValueError, match="no TensorBoard"):
         Journal(tmp_path, tensorboard=True)
     assert len(read_journal(tmp_path)) == 1
+
+
+def test_full_disk_under_tensorboard_is_told_of(tmp_path, monkeypatch):
+    """TensorBoard raises in the call after, what its own thread has met."""
+    monkeypatch.setattr(
+        "torch.utils.tensorboard.SummaryWriter.add_scalar",
+        lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")),
+    )
+    journal = Journal(tmp_path, tensorboard=True)
+    with pytest.raises(
+        WriteError, match=r"tensorboard/1/events: cannot be written \(no space left on device\)"
+    ):
+        journal.write(RECORD)
+    journal.close()
+    assert len(read_journal(tmp_path)) == 1
+
+
+def test_folder_for_tensorboard_that_cannot_be_made_is_told_of(tmp_path):
+    (tmp_path / "tensorboard").write_text("a file")
+    with pytest.raises(WriteError, match=r"tensorboard/1/events: cannot be written \(not a directory\)"):
+        Journal(tmp_path, tensorboard=True)

@@ -199,7 +199,7 @@ def test_strange_file_name_is_one_line(name: str) -> None:
         (
             "seed: 3",
             "sed: 3",
-            "x.yaml:2: sed: got 3, expected one of name, seed, precision, channels_last, compile, "
+            "x.yaml:2: sed: got 3, expected one of name, seed, precision, channels_last, compile, sync_batchnorm, "
             "tensorboard, data, relevance, trunk, stages, evaluation, report, checkpoint, limits, sweep, "
             "compare; did you mean seed?",
         ),

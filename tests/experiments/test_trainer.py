@@ -338,7 +338,7 @@ def test_softmax_loss_gets_images_and_labels_on_the_training_device(blobs, mixed
 
     trainer = softmax_trainer(blobs, mix=mix if mixed else None)
     trainer.data_device = torch.device("meta")
-    trainer.features, trainer.models["classifier"] = net().to("meta"), nn.Linear(8, 4).to("meta")
+    trainer.network = nn.Sequential(net(), nn.Linear(8, 4)).to("meta")
     trainer.batches, trainer.iteration = [torch.arange(12)], 0
     trainer.autocast = nullcontext
     trainer.calculate_loss(trainer.get_batch())

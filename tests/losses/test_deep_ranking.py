@@ -83,6 +83,7 @@ def test_loss_of_right_angles_is_closed_form():
 @pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES.keys())
 def test_value_and_gradient_are_those_of_pml(distance, chunk, monkeypatch):
     monkeypatch.setattr(explicit_triplets, "_CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(explicit_triplets, "_ENTRIES_PER_TRIPLET", 0)  # gathered, whatever the distance
     embeddings, triplets = _embeddings(), _triplets()
     pml = losses.TripletMarginLoss(margin=0.3, distance=distance or distances.LpDistance(power=2))
     arguments = {"embeddings": embeddings, "indices_tuple": triplets}
@@ -91,8 +92,35 @@ def test_value_and_gradient_are_those_of_pml(distance, chunk, monkeypatch):
     assert ours[0] > 0
 
 
+def test_value_and_gradient_by_the_matrix_are_those_of_pml():
+    embeddings, triplets = _embeddings(), _triplets()
+    pml = losses.TripletMarginLoss(margin=0.3, distance=distances.LpDistance(power=2))
+    arguments = {"embeddings": embeddings, "indices_tuple": triplets}
+    ours = _value_and_gradients(DeepRankingLoss(0.3), embeddings, **arguments)
+    _assert_close(ours, _value_and_gradients(pml, embeddings, **arguments))
+
+
+@pytest.mark.parametrize(("triplets", "matrices"), [(313, 1), (312, 0)])  # of 200 x 200 entries
+@pytest.mark.parametrize("distance", [None, distances.LpDistance()], ids=["squared", "not squared"])
+def test_matrix_is_taken_up_to_128_entries_a_triplet_of_the_squared_distance(
+    triplets, matrices, distance, monkeypatch
+):
+    taken = []
+    matrix = explicit_triplets.SquaredMargins.forward
+    monkeypatch.setattr(
+        explicit_triplets.SquaredMargins,
+        "forward",
+        staticmethod(lambda ctx, *given: taken.append(1) or matrix(ctx, *given)),
+    )
+    indices = _triplets(triplets, queries=200, references=200)
+    DeepRankingLoss(0.3, distance=distance)(_embeddings(200), indices_tuple=indices)
+    assert len(taken) == (matrices if distance is None else 0)
+
+
+@pytest.mark.parametrize("entries", [128, 0], ids=["matrix", "gathered"])
 @pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES.keys())
-def test_references_are_honoured(distance):
+def test_references_are_honoured(distance, entries, monkeypatch):
+    monkeypatch.setattr(explicit_triplets, "_ENTRIES_PER_TRIPLET", entries)
     embeddings, references, triplets = _embeddings(), _embeddings(9, seed=1), _triplets(references=9)
     pml = losses.TripletMarginLoss(margin=0.3, distance=distance or distances.LpDistance(power=2))
     arguments = {"embeddings": embeddings, "indices_tuple": triplets, "ref_emb": references}
@@ -101,8 +129,10 @@ def test_references_are_honoured(distance):
     _assert_close(ours, _value_and_gradients(pml, *leaves, **arguments))
 
 
+@pytest.mark.parametrize("entries", [128, 0], ids=["matrix", "gathered"])
 @pytest.mark.parametrize("frozen", ["embeddings", "references"])
-def test_one_side_without_a_gradient_leaves_the_other_its_own(frozen):
+def test_one_side_without_a_gradient_leaves_the_other_its_own(frozen, entries, monkeypatch):
+    monkeypatch.setattr(explicit_triplets, "_ENTRIES_PER_TRIPLET", entries)
     embeddings, references, triplets = _embeddings(), _embeddings(9, seed=1), _triplets(references=9)
     arguments = {"embeddings": embeddings, "indices_tuple": triplets, "ref_emb": references}
     both = _value_and_gradients(DeepRankingLoss(0.3), embeddings, references, **arguments)
@@ -125,7 +155,9 @@ def test_gradient_is_that_of_finite_differences(distance):
     assert torch.autograd.gradcheck(loss, (_embeddings(3), _embeddings(4, seed=1)))
 
 
-def test_second_derivative_is_refused():
+@pytest.mark.parametrize("entries", [128, 0], ids=["matrix", "gathered"])
+def test_second_derivative_is_refused(entries, monkeypatch):
+    monkeypatch.setattr(explicit_triplets, "_ENTRIES_PER_TRIPLET", entries)
     embeddings = _embeddings()
     loss = DeepRankingLoss()(embeddings, indices_tuple=_triplets())
     (gradient,) = torch.autograd.grad(loss, embeddings, create_graph=True)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dr_plugin.losses import DeepRankingLoss, PDDMLoss
+from dr_plugin.losses.explicit_triplets import SquaredMargins
 
 
 def _rows(count, seed=0):
@@ -64,3 +65,20 @@ def test_indices_that_are_no_integers_are_refused(loss_func, dtype):
 def test_largest_indices_are_taken(loss_func):
     assert loss_func(_rows(6), indices_tuple=_indices((5, 5, 5))).isfinite()
     assert loss_func(_rows(6), indices_tuple=_indices((5, 8, 8)), ref_emb=_rows(9, seed=1)).isfinite()
+
+
+def test_margins_by_the_matrix_and_their_gradients_are_right_for_embeddings_of_any_norm():
+    """The loss gives it unit norms, through which no gradient along an embedding comes back."""
+    generator = torch.Generator().manual_seed(0)
+    query, reference = (
+        torch.randn(count, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+        for count in (4, 5)
+    )
+    anchors, positives, negatives = (torch.randint(n, (9,), generator=generator) for n in (4, 5, 5))
+
+    def margins(query, reference):
+        return SquaredMargins.apply(query, reference, anchors, positives, negatives)
+
+    near, far = ((query[anchors] - reference[others]).square().sum(1) for others in (positives, negatives))
+    torch.testing.assert_close(margins(query, reference), near - far)
+    assert torch.autograd.gradcheck(margins, (query, reference))

@@ -132,22 +132,19 @@ def test_two_sided_draws_back_what_is_beyond_its_margin():
     embeddings = _on_circle(0, 60, 170).requires_grad_()
     LRMLLoss(1, positive_margin=0.5, two_sided=True)(embeddings, indices_tuple=_indices((0, 1, 2))).backward()
     away = torch.stack([-embeddings[2, 1], embeddings[2, 0]])  # along the circle, from the query
-    assert (embeddings.grad[2] @ away).item() == pytest.approx(
-        math.cos(math.radians(85))
-    )  # d 2 sin(a / 2) / da
+    # The derivative of 2 sin(a / 2).
+    assert (embeddings.grad[2] @ away).item() == pytest.approx(math.cos(math.radians(85)))
 
 
 def test_gradient_of_the_closed_form_pushes_by_rank_and_pulls():
     embeddings = _on_circle(0, 60, 50, 55).requires_grad_()
     triplets = _indices((0, 1, 2), (0, 1, 3))
     near, far = (2 * math.sin(math.radians(half)) for half in (25, 27.5))
-    loss_func = LRMLLoss(
-        2, margin=(near + far) / 2, step=0.0, positive_margin=0.1
-    )  # only the first is short of it
+    # Only the first is short of it.
+    loss_func = LRMLLoss(2, margin=(near + far) / 2, step=0.0, positive_margin=0.1)
     loss_func(embeddings, indices_tuple=triplets).backward()
-    assert embeddings.grad[1].norm().item() == pytest.approx(
-        math.cos(math.radians(30))
-    )  # d 2 sin(a / 2) / da
+    # The derivative of 2 sin(a / 2).
+    assert embeddings.grad[1].norm().item() == pytest.approx(math.cos(math.radians(30)))
     assert embeddings.grad[2].norm().item() == pytest.approx(math.cos(math.radians(25)))
     assert not embeddings.grad[3].any()
 

@@ -74,9 +74,8 @@ def test_similarity_of_right_angles_is_closed_form():
         for linear in (unit.difference, unit.position):
             linear.weight.copy_(torch.eye(2))
             linear.bias.zero_()
-        unit.joint.weight.copy_(
-            torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 2.0]])
-        )  # the first of u', twice v's second
+        # The first of u', twice v's second.
+        unit.joint.weight.copy_(torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 2.0]]))
         unit.joint.bias.copy_(torch.tensor([0.25, 0]))
         unit.similarity.weight.copy_(torch.tensor([[-1.0, 1.0]]))
         unit.similarity.bias.fill_(3)

@@ -474,7 +474,7 @@ def test_classes_may_be_any_integers_of_any_dtype():
     [
         ({"capacity_per_class": 0}, "capacity_per_class: got 0, expected a whole number, at least 1"),
         ({"embedding_size": 2.0}, "embedding_size: got 2.0"),
-        ({"num_classes": 0}, "num_classes: got 0, expected a whole number, at least 1, or None"),
+        ({"num_classes": 0}, "num_classes: got 0, expected a whole number, at least 1 and below .*, or None"),
         ({"max_triplets": True}, "max_triplets: got True"),
         ({"max_age": 0}, "max_age: got 0"),
         ({"seed": -1}, "seed: got -1"),
@@ -490,7 +490,7 @@ def test_bad_arguments_are_refused(arguments, message):
 
 
 def test_loss_that_it_cannot_feed_is_refused():
-    with pytest.raises(Exception, match="not supported for ArcFaceLoss"):
+    with pytest.raises(ValueError, match=r"loss: got ArcFaceLoss, expected one of .*DeepRankingLoss"):
         ReservoirMemory(losses.ArcFaceLoss(2, 3), 3)
 
 

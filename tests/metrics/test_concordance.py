@@ -43,9 +43,8 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     distances, relevance = torch.rand(7, 6), torch.rand(7, 6)
     radius = torch.full((7,), 0.4)
     whole = concordance(distances, relevance), concordance_score(distances, relevance, radius)
-    monkeypatch.setattr(
-        import_module("dr_plugin.metrics.concordance"), "_CHUNK_ELEMENTS", 80
-    )  # two queries at a time
+    # Two queries at a time.
+    monkeypatch.setattr(import_module("dr_plugin.metrics.concordance"), "_CHUNK_ELEMENTS", 80)
     assert torch.equal(concordance(distances, relevance), whole[0])
     assert torch.equal(concordance_score(distances, relevance, radius), whole[1])
 

@@ -67,9 +67,9 @@ def test_scaled_k_with_another_share():
 @pytest.mark.parametrize(
     ("positive", "negative", "k", "match"),
     [
-        ([1], [2], 0, "k: got 0, expected integers of at least 1"),
-        ([1], [2], True, "k: got torch.bool, expected integers"),
-        ([1], [2], 1.5, "k: got torch.float32"),
+        ([1], [2], 0, "k: got 0, expected a whole number, at least 1"),
+        ([1], [2], True, "k: got True, expected a whole number"),
+        ([1], [2], 1.5, "k: got 1.5"),
         ([0], [2], 3, "positive_ranks: got 0"),
         ([1], [2.0], 3, "negative_ranks: got torch.float32"),
         ([1], [2, 3], 3, r"positive_ranks \(1,\), negative_ranks \(2,\)"),

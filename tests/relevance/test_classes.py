@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from dr_plugin.relevance.classes import Classes, checked_indices
+from dr_plugin.checks import as_indices
+from dr_plugin.relevance.classes import Classes
 
 
 def test_classes_by_loops():
@@ -51,12 +52,12 @@ def test_bad_labels_are_refused(labels, count, match):
 
 
 def test_indices_are_checked():
-    assert checked_indices([], 3, "i").dtype == np.int64
-    assert checked_indices(torch.tensor([2, 0]), 3, "i").tolist() == [2, 0]
+    assert as_indices("i", [], 3).dtype == np.int64
+    assert as_indices("i", torch.tensor([2, 0]), 3).tolist() == [2, 0]
     with pytest.raises(ValueError, match=r"i: got float64 of shape \(1,\), expected integers"):
-        checked_indices([0.0], 3, "i")
+        as_indices("i", [0.0], 3)
     with pytest.raises(ValueError, match=r"shape \(1, 1\)"):
-        checked_indices([[0]], 3, "i")
+        as_indices("i", [[0]], 3)
     for wrong in (-1, 3):
         with pytest.raises(IndexError, match=f"i: got {wrong}, expected 0 to 2"):
-            checked_indices([0, wrong], 3, "i")
+            as_indices("i", [0, wrong], 3)

@@ -183,9 +183,8 @@ def test_exactness_comes_back_after_one_whole_pass():
     small.reservoirs.new_pass()
     (ours, exact), (true, _) = small.draw(1), large.draw(1)
     assert (ours == true)[exact].all()
-    assert (
-        0.5 < exact.mean() < 1
-    )  # where an item was replaced that was held, one that was lost may come before it
+    # Where an item was replaced that was held, one that was lost may come before it.
+    assert 0.5 < exact.mean() < 1
 
 
 @pytest.mark.parametrize("size", [1, 7, 5000])

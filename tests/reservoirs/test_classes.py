@@ -313,7 +313,7 @@ def test_draw_of_a_class_that_holds_nothing_is_refused(draw):
     ]:
         with pytest.raises(ValueError, match=message):
             getattr(reservoirs, draw)(labels)
-    with pytest.raises(ValueError, match="label: got 3, expected a class from 0 to 2"):
+    with pytest.raises(ValueError, match="label: got 3, expected a whole number, at least 0 and below 3"):
         reservoirs.held(3)
 
 

@@ -135,7 +135,7 @@ def test_csv_faults_name_file_and_line(tmp_path, text, match):
         ({"batch_size": 4}, "batch_size: got 4, expected a multiple of 3"),
         ({"batch_size": 24, "drop_last": True}, "batch_size: got 24, expected at most 21"),
         ({"labels": [0] * 26}, r"got \[6, 16, 26\] \(triplet 6\).* 0 to 25"),
-        ({"weights": [1.0] * 6}, r"weights: got shape \(6,\), expected \(7,\)"),
+        ({"weights": [1.0] * 6}, r"weights: got float64 of shape \(6,\), expected \(7,\)"),
         ({"weights": [0.0] * 7}, "weights: got NaN, infinite, negative or no positive"),
         ({"weights": [1.0] * 6 + [float("nan")]}, "weights: got NaN"),
         ({"weights": [1.0] * 6 + [-1.0]}, "weights: got NaN"),

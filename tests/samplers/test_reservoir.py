@@ -474,7 +474,7 @@ class _Broken:
         (LABELS, _Broken(-1.0), "relevance: got -1.0, expected every r finite"),
         (LABELS, _Broken(1.0, shape=2), "relevance: got shape"),
         (LABELS.astype(float), _table(), "labels: got float64, expected integer"),
-        (LABELS.reshape(3, 3), _table(), r"labels: got int64 of shape \(3, 3\)"),
+        (LABELS.reshape(3, 3), _table(), r"labels: got shape \(3, 3\)"),
         ([], np.zeros((0, 0)), "labels: got none"),
         (np.arange(9), _table(), "expected"),
         (np.zeros(9, int), _table(np.zeros(9, int)), "expected"),

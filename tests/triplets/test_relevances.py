@@ -165,7 +165,7 @@ def test_entries_are_written_where_asked():
     out = np.full(5, -1, np.float32)
     assert class_entries(WithBlock(3), [0, 1, 0], out) is out
     assert out.tolist() == [1, 21, 3, 23, 0]
-    with pytest.raises(ValueError, match=r"out: got float64 \(5,\), expected float32 \(5,\)"):
+    with pytest.raises(ValueError, match=r"out: got ndarray of float64, shape \(5,\), expected a float32"):
         class_entries(WithBlock(3), [0, 1, 0], np.zeros(5))
 
 

@@ -396,7 +396,7 @@ def test_forward_refuses_other_images(images, low_resolution):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"embedding_size": 0}, "embedding_size: got 0, expected an integer of at least 1"),
+        ({"embedding_size": 0}, "embedding_size: got 0, expected a whole number, at least 1"),
         ({"embedding_size": 2.5}, "embedding_size: got 2.5"),
         ({"embedding_size": True}, "embedding_size: got True"),
         ({"input_size": -1}, "input_size: got -1"),

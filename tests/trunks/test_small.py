@@ -45,7 +45,7 @@ def test_small_resnet_stem_sets_the_size_of_stage_one(stem, side):
 
 @pytest.mark.parametrize("channels", [(), (8, 0), (8, 2.0), "32", (True,), 32])
 def test_small_convnet_refuses_bad_channels(channels):
-    with pytest.raises(ValueError, match=r"channels: got .* expected one or more integers, each at least 1"):
+    with pytest.raises(ValueError, match=r"channels: got .*, expected .*(integers|whole number)"):
         SmallConvNet(channels)
 
 
@@ -53,8 +53,8 @@ def test_small_convnet_refuses_bad_channels(channels):
     ("arguments", "message"),
     [
         ({"layers": ()}, r"layers: got \(\)"),
-        ({"layers": (1, -1)}, r"layers: got \(1, -1\)"),
-        ({"width": 0}, r"width: got \[0\]"),
+        ({"layers": (1, -1)}, "layers: got -1"),
+        ({"width": 0}, "width: got 0"),
         ({"stem": "tiny"}, "stem: got 'tiny', expected one of standard, strided, small"),
     ],
 )

@@ -201,3 +201,31 @@ def test_relative_home_is_expanded(file, monkeypatch):
     torch.save(nn.Linear(3, 2).state_dict(), file)
     monkeypatch.setenv("HOME", str(file.parent))
     assert read_state("~/weights.pt").keys() == {"weight", "bias"}
+
+
+def test_flipped_bit_of_a_weight_is_refused(file):
+    """torch itself loads it as another weight."""
+    source = small_trunk()
+    torch.save(source.state_dict(), file)
+    content = bytearray(file.read_bytes())
+    content[content.index(source.convnet[0].weight.detach().numpy().tobytes()) + 3] ^= 0x40
+    file.write_bytes(content)
+    assert not equal_states(torch.load(file, weights_only=True), source.state_dict())
+    trunk = small_trunk()
+    before = {name: value.clone() for name, value in trunk.state_dict().items()}
+    with pytest.raises(ValueError, match=r"is damaged, .*BadZipFile: the checksum of '.*data/\d+' is wrong"):
+        load_weights(trunk, file)
+    assert equal_states(trunk.state_dict(), before)
+
+
+@pytest.mark.skipif(not hasattr(torch.serialization, "set_crc32_options"), reason="torch always does")
+def test_file_without_checksums_is_read(file):
+    source = small_trunk()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(source.state_dict(), file)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    trunk = small_trunk()
+    load_weights(trunk, file)
+    assert equal_states(trunk.state_dict(), source.state_dict())

@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import check_flag, check_whole, check_wholes
 from dr_plugin.relevance.features.batches import Features, Images
 from dr_plugin.relevance.features.codebook import sampled_descriptors
 from dr_plugin.relevance.image_rows import ImageRows
@@ -62,11 +62,10 @@ class DenseSIFT:
     root: bool = True
 
     def __post_init__(self) -> None:
-        check_whole("step", self.step, minimum=1)
-        if not isinstance(self.cell_sizes, tuple | list) or not self.cell_sizes:
+        check_whole("step", self.step, minimum=1, below=2**31)
+        check_flag("root", self.root)
+        if not check_wholes("cell_sizes", self.cell_sizes, minimum=1):
             raise ValueError(f"cell_sizes: got {self.cell_sizes!r}, expected a tuple of at least one")
-        for size in self.cell_sizes:
-            check_whole("cell_sizes", size, minimum=1)
         if len(set(self.cell_sizes)) < len(self.cell_sizes):
             raise ValueError(f"cell_sizes: got {self.cell_sizes}, expected different sizes")
 

@@ -8,7 +8,7 @@ from skimage.color import rgb2gray
 from skimage.feature import hog
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import check_flag, check_whole
 from dr_plugin.relevance.features.batches import Features, Images, Progress, check_side, describe_batches
 from dr_plugin.relevance.image_rows import ImageRows
 
@@ -93,7 +93,9 @@ class HOG(TransformerMixin, BaseEstimator):
         return True
 
     def _check(self, images: Any) -> None:
-        check_whole("batch_size", self.batch_size, minimum=1)
+        for name in ("orientations", "cell_size", "block_size", "batch_size"):
+            check_whole(name, getattr(self, name), minimum=1, below=2**31)
+        check_flag("grey", self.grey)
         side = self.cell_size * self.block_size
         check_side(ImageRows(images), side, "one block: lower cell_size or block_size")
 

@@ -1,6 +1,5 @@
 """One embedding of several features by weighted minhash and kernel PCA, ref. [14] of the paper."""
 
-import math
 import os
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
@@ -12,7 +11,7 @@ from sklearn.decomposition import KernelPCA
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import as_number, check_number, check_path, check_whole, shown
 from dr_plugin.relevance.classes import Labels, checked_labels
 from dr_plugin.relevance.distances import triplet_distances
 from dr_plugin.relevance.feature_rows import checked_blocks
@@ -250,10 +249,11 @@ class L1HashKPCA(TransformerMixin, BaseEstimator):
     def _check(self) -> None:
         for name, minimum in {"hashes": 1, "components": 1, "images": 2, "triplets": 1, "seed": 0}.items():
             check_whole(name, getattr(self, name), minimum=minimum)
-        if not isinstance(self.share, int | float) or not 0 <= self.share <= 1:
-            raise ValueError(f"share: got {self.share!r}, expected a number from 0 to 1")
-        if not isinstance(self.penalty, int | float) or not 0 < self.penalty < math.inf:
-            raise ValueError(f"penalty: got {self.penalty!r}, expected a finite number above 0")
+        if not 0 <= as_number(self.share) <= 1:
+            raise ValueError(f"share: got {shown(self.share)}, expected a number from 0 to 1")
+        check_number("penalty", self.penalty, above=0)
+        if self.cache is not None:
+            check_path("cache", self.cache)
 
 
 def _sums(array: Features) -> npt.NDArray[np.float64]:

@@ -82,9 +82,7 @@ class LABHistogram(TransformerMixin, BaseEstimator):
 
     def _check(self) -> None:
         check_whole("batch_size", self.batch_size, minimum=1)
-        whole = isinstance(self.bins, int) and not isinstance(self.bins, bool)
-        if not whole or not 1 <= self.bins <= _MOST_BINS:
-            raise ValueError(f"bins: got {self.bins!r}, expected a whole number from 1 to {_MOST_BINS}")
+        check_whole("bins", self.bins, minimum=1, below=_MOST_BINS + 1)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import torch
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import check_whole, check_wholes
 from dr_plugin.relevance.features.batches import Features, Images, Progress, describe_batches
 from dr_plugin.relevance.features.codebook import codebook
 from dr_plugin.relevance.features.dense_sift import DenseSIFT
@@ -131,10 +131,8 @@ class SIFTHistogram(TransformerMixin, BaseEstimator):
         for name in ("images", "samples", "batch_size"):
             check_whole(name, getattr(self, name), minimum=1)
         check_whole("seed", self.seed, minimum=0, below=2**32)
-        if not isinstance(self.grids, tuple | list) or not self.grids:
+        if not check_wholes("grids", self.grids, minimum=1):
             raise ValueError(f"grids: got {self.grids!r}, expected a tuple of at least one")
-        for grid in self.grids:
-            check_whole("grids", grid, minimum=1)
         return DenseSIFT(self.cell_sizes, self.step)
 
 

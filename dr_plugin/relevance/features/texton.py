@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import check_number, check_whole
 from dr_plugin.relevance.features.batches import Features, Images, Progress, check_side, describe_batches
 from dr_plugin.relevance.features.codebook import codebook, sampled_descriptors
 from dr_plugin.relevance.image_rows import ImageRows
@@ -24,6 +24,7 @@ FILTERS: tuple[tuple[int, tuple[tuple[float, int, int], ...]], ...] = (
     *((0, ((sigma, 2, 0), (sigma, 0, 2))) for sigma in (1, 2, 4, 8)),  # Laplacians of Gaussians
     *((0, ((sigma, *order),)) for sigma in (2, 4) for order in ((1, 0), (0, 1))),  # derivatives of Gaussians
 )
+_LEAST_SCALE = 1e-30  # of squared distances: by less, float32 has no quotient
 _ROUNDING = (
     1e-3  # a filter whose responses (of Lab, 0 to 100) deviate less saw no difference in the fitted images
 )
@@ -173,7 +174,8 @@ class SPMKTexton(TransformerMixin, BaseEstimator):
         distances = self._distances(((responses - mean) / deviation).reshape(-1, filters))
         # (n rows columns, nearest) both
         near, words = distances.topk(min(self.nearest, self.words), largest=False)
-        weights = torch.softmax(near / (-self.softness * (self.spread_ or 1.0)), dim=1)
+        scale = max(float(self.softness) * (self.spread_ or 1.0), _LEAST_SCALE)
+        weights = torch.softmax(near / -scale, dim=1)
         side = 2 ** (self.levels - 1)
         cells = (torch.arange(down) * side // down)[:, None] * side + torch.arange(across) * side // across
         places = torch.arange(count)[:, None] * side**2 + cells.flatten()  # (n, rows columns)
@@ -197,8 +199,7 @@ class SPMKTexton(TransformerMixin, BaseEstimator):
         for name in ("step", "nearest", "images", "samples", "batch_size"):
             check_whole(name, getattr(self, name), minimum=1)
         check_whole("seed", self.seed, minimum=0, below=2**32)
-        if not isinstance(self.softness, int | float) or not 0 < self.softness < float("inf"):
-            raise ValueError(f"softness: got {self.softness!r}, expected a finite number above 0")
+        check_number("softness", self.softness, above=0)
         rows = ImageRows(images)
         side = self.step * 2 ** (self.levels - 1)
         check_side(rows, side, "one response a cell: lower step or levels")

@@ -12,7 +12,7 @@ from skimage.color.colorconv import yiq_from_rgb
 from sklearn.base import BaseEstimator, TransformerMixin
 from torch.nn.functional import interpolate
 
-from dr_plugin.checks import check_whole
+from dr_plugin.checks import check_choice, check_whole
 from dr_plugin.relevance.features.batches import Features, Images, Progress, describe_batches
 from dr_plugin.relevance.image_rows import ImageRows
 
@@ -165,8 +165,7 @@ class Wavelet(TransformerMixin, BaseEstimator):
     def _check(self) -> None:
         check_whole("coefficients", self.coefficients, minimum=1, below=SIDE * SIDE)
         check_whole("batch_size", self.batch_size, minimum=1)
-        if self.weights not in WEIGHTS:
-            raise ValueError(f"weights: got {self.weights!r}, expected one of {', '.join(WEIGHTS)}")
+        check_choice("weights", self.weights, WEIGHTS)
 
 
 def _signatures(images: Images, kept: int) -> Features:

@@ -127,7 +127,7 @@ def test_sample_is_seeded_bounded_and_textured():
     ("arguments", "match"),
     [
         (((), 4), r"cell_sizes: got \(\), expected a tuple of at least one"),
-        ((4, 4), "cell_sizes: got 4, expected a tuple"),
+        ((4, 4), "cell_sizes: got 4, expected whole numbers in a list or a tuple"),
         (((4, 0), 4), "cell_sizes: got 0, expected a whole number"),
         (((4, 4), 4), r"got \(4, 4\), expected different sizes"),
         (((4,), 0), "step: got 0"),

@@ -91,10 +91,8 @@ def test_shares_of_an_image_of_two_colours():
     image = np.zeros((1, 3, 4, 4), np.uint8)
     image[:, :, 0] = 255
     features = LABHistogram(bins=3).transform(image)[0]
-    assert np.flatnonzero(features).tolist() == [
-        4,
-        22,
-    ]  # L in the first and the last third, a and b in the second
+    # L in the first and the last third, a and b in the second.
+    assert np.flatnonzero(features).tolist() == [4, 22]
     assert features[[4, 22]].tolist() == [0.75, 0.25]
 
 
@@ -154,7 +152,7 @@ def test_bad_images_are_refused(images, match, method):
 
 @pytest.mark.parametrize("bins", [0, 41, -1, 2.0, True, None])
 def test_bad_bins_are_refused(bins):
-    with pytest.raises(ValueError, match=r"bins: got .*, expected a whole number from 1 to 40"):
+    with pytest.raises(ValueError, match=r"bins: got .*, expected a whole number, at least 1 and below 41"):
         LABHistogram(bins=bins).fit(noise(1))
 
 

@@ -91,9 +91,8 @@ def test_pyramid_of_an_image_of_two_textons():
     whole, cells = np.split(texton.transform(halves)[0], [2])
     assert whole.tolist() == [0.25, 0.25]  # both textons, half of level 0's weight 1/2 each
     expected = np.zeros((2, 2, 2))
-    expected[:, 0, black] = expected[:, 1, 1 - black] = (
-        1 / 8
-    )  # left cells have the one, right cells the other
+    # Left cells have the one, right cells the other.
+    expected[:, 0, black] = expected[:, 1, 1 - black] = 1 / 8
     assert np.array_equal(cells.reshape(2, 2, 2), expected)
 
 
