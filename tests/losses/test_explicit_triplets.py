@@ -82,3 +82,10 @@ def test_margins_by_the_matrix_and_their_gradients_are_right_for_embeddings_of_a
     near, far = ((query[anchors] - reference[others]).square().sum(1) for others in (positives, negatives))
     torch.testing.assert_close(margins(query, reference), near - far)
     assert torch.autograd.gradcheck(margins, (query, reference))
+
+
+def test_margins_by_the_matrix_refuse_an_index_before_the_first():
+    """The place -1 of the products would be another row's; on an accelerator nobody looks before."""
+    triplets = (torch.tensor([1]), torch.tensor([-1]), torch.tensor([0]))
+    with pytest.raises((IndexError, RuntimeError), match="index out of range"):
+        SquaredMargins.apply(_rows(3), _rows(3), *triplets)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader
 
+from dr_plugin import distributed
 from dr_plugin.samplers import DistributedBatchSampler, UniformTripletSampler
 
 from ..processes import on_ranks
@@ -81,3 +82,15 @@ def test_alone_all_batches_are_whole():
 def test_group_is_checked():
     with pytest.raises(ValueError, match="group: got 0"):
         DistributedBatchSampler(sampler(), group=0)
+
+
+def seeded_by_rank():
+    shares = DistributedBatchSampler(UniformTripletSampler(LABELS, batch_size=12, seed=distributed.rank()))
+    with pytest.raises(ValueError, match=r"other batches on rank . than on others, expected the same on all"):
+        next(iter(shares))
+    return True
+
+
+def test_samplers_that_draw_other_batches_are_refused():
+    """Else images would come twice or never."""
+    assert on_ranks(2, seeded_by_rank) == [True, True]
